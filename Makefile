@@ -1,0 +1,54 @@
+# Needs Python 3.11+ and make; everything else goes into a virtual environment here.
+#
+#   make run                        the default experiment; ARGS="seed=1 task=digits" is passed on
+#   make test                       all tests that need neither torch nor a download
+#   make test-parity, test-real     the same against torch and peft; on the real bases
+#   make PYTHON=python3.12 ...      another interpreter for a new environment
+
+PYTHON ?= python3
+ARGS ?=
+TORCH_INDEX ?=
+
+VENV := .venv
+# Apart, so that `make test` keeps proving that nothing needs torch.
+PARITY := .venv-parity
+
+.PHONY: run test test-parity test-real lint format
+
+run: $(VENV)/.installed
+	$(VENV)/bin/python -m experiments.compare $(ARGS)
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m pytest -m parity $(ARGS)
+
+test-real: $(PARITY)/.installed
+	$(PARITY)/bin/python -m pytest -m real $(ARGS)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/.installed: requirements.txt
+	$(call environment,$(VENV))
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(PARITY)/.installed: requirements.txt requirements-parity.txt
+	$(call environment,$(PARITY))
+	$(PARITY)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		-r requirements.txt -r requirements-parity.txt
+	@touch $@
+
+# Make the environment $(1) unless it is there and whole: one cut short by Ctrl-C has no pip.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+@echo "installing into $(1) (a few minutes the first time)"
+endef

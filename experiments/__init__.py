@@ -1,0 +1,1 @@
+"""Programs: each runs as `python -m experiments.NAME`; what they call lives in `solar`."""

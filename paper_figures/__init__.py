@@ -1,0 +1,1 @@
+"""Figures drawn from CSV files alone; nothing here imports `solar`."""

@@ -1,0 +1,165 @@
+"""Rows of results as the figures and tables use them: read from CSV, joined over seeds, cut into
+lines of a plot.
+
+A row is one packet of one seed (`experiments.collect` describes the columns). A point is what
+several seeds of the same setting have in common: the mean of every measure, and its standard
+deviation under the measure's name plus `_std` (n - 1 in the denominator, None for a single seed).
+Rows whose `codec` is `limit` are points of the rate-distortion limit.
+"""
+
+import csv
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+MEASURES = (
+    *("bytes", "payload", "header", "heads", "ratio", "score", "loss"),
+    *("score_base", "score_adapter", "retained", "relative_error", "bound", "slack"),
+)
+
+# What makes two rows the same setting; everything but the seed and what was measured.
+SETTING = (
+    *("base", "task", "group", "method", "codec", "label"),
+    *("basis", "atoms", "dtype", "eps", "N", "keep", "rank", "bits"),
+)
+
+_SOLAR_LINES = {"basis": "{}", "atoms": "{} atoms", "dtype": "{}", "eps": "$\\epsilon$ = {:g}"}
+_NAMES = {
+    "float32": "LoRA, float32",
+    "float16": "LoRA, float16",
+    "truncate": "rank truncation",
+}
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of a CSV file with a header: numbers as int or float, empty cells as None, true and
+    false as bool.
+
+    Raises ValueError, in one line, for a file that is missing or holds no row.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    except OSError as error:
+        raise ValueError(
+            f"cannot read {path} ({error.strerror}): make it with `python -m experiments.collect`"
+        ) from None
+    if not rows:
+        raise ValueError(f"{path} holds no row: make it with `python -m experiments.collect`")
+    return rows
+
+
+def _value(text: str | None) -> Any:
+    if text is None or text == "":
+        return None
+    if text in ("True", "true", "False", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def over_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One point per setting, in order of first appearance; limit rows are left out.
+
+    A point has the setting's columns, `seeds` (how many), and mean and `_std` of each measure over
+    the rows that have it. Raises ValueError if a seed appears twice in a setting: a mean over it
+    would count it twice.
+    """
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("codec") != "limit":
+            groups.setdefault(tuple(row.get(k) for k in SETTING), []).append(row)
+    points = []
+    for setting, members in groups.items():
+        seeds = [row.get("seed") for row in members]
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(
+                f"{members[0].get('label')} has seed {_repeated(seeds)} more than once: "
+                "collect one run per seed"
+            )
+        point = dict(zip(SETTING, setting, strict=True)) | {"seeds": len(members)}
+        for measure in MEASURES:
+            values = [row[measure] for row in members if row.get(measure) is not None]
+            point[measure] = statistics.fmean(values) if values else None
+            point[f"{measure}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        points.append(point)
+    return points
+
+
+def _repeated(values: list) -> Any:
+    return next(v for i, v in enumerate(values) if v in values[:i])
+
+
+def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The lines of a plot: name -> points by rising bytes. SOLAR first, then baselines, then codes
+    with no name here.
+
+    SOLAR has a line per basis, atoms, dtype and eps, named by those of them that differ between its
+    points; N and keep move along the line. Quantised factors with a `rank` of their own (truncated
+    first) are a line apart.
+    """
+    points = list(points)
+    solar = [p for p in points if p.get("codec") == "solar"]
+    differ = [k for k in _SOLAR_LINES if len({p.get(k) for p in solar}) > 1]
+    # eps in rising order, names of bases and the like in the order in which the run lists them.
+    rank = {k: {v: i for i, v in enumerate(dict.fromkeys(p.get(k) for p in solar))} for k in differ}
+    if "eps" in rank:
+        values = sorted(rank["eps"], key=lambda v: (v is None, v or 0))
+        rank["eps"] = {v: i for i, v in enumerate(values)}
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for point in sorted(solar, key=lambda p: [rank[k][p.get(k)] for k in differ]):
+        parts = [_SOLAR_LINES[k].format(point[k]) for k in differ if point.get(k) is not None]
+        found.setdefault(" ".join(["SOLAR", ", ".join(parts)]).strip(), []).append(point)
+    for codec, name in _NAMES.items():
+        found[name] = [p for p in points if p.get("codec") == codec]
+    for truncated in (False, True):
+        chosen = [p for p in points if p.get("codec") == "bits"]
+        chosen = [p for p in chosen if (p.get("rank") is not None) == truncated]
+        widths = sorted({p["bits"] for p in chosen if p.get("bits") is not None}, reverse=True)
+        name = " ".join([", ".join(map(str, widths)), "bit" if widths == [1] else "bits"]).strip()
+        found[f"{name}, lower rank" if truncated else name] = chosen
+    for point in points:
+        if point.get("codec") not in ("solar", "bits", *_NAMES):
+            found.setdefault(str(point.get("codec")), []).append(point)
+    return {name: sorted(line, key=lambda p: p["bytes"]) for name, line in found.items() if line}
+
+
+def limit(rows: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """The rate-distortion limit as (bytes, relative error), joined over seeds.
+
+    Every seed has its own curve, sampled at its own places; the joined one is the geometric mean of
+    the bytes that each needs at the same relative error, over the errors that all of them reach.
+    """
+    curves: dict[Any, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.get("codec") == "limit" and row["bytes"] > 0:
+            curve = curves.setdefault((row.get("group"), row.get("seed")), [])
+            curve.append((float(row["relative_error"]), float(row["bytes"])))
+    if not curves:
+        return []
+    sampled = [sorted(curve) for curve in curves.values()]
+    if len(sampled) == 1:
+        return [(size, error) for error, size in reversed(sampled[0])]
+    low = max(curve[0][0] for curve in sampled)
+    high = min(curve[-1][0] for curve in sampled)
+    errors = [error for error, _ in sampled[0] if low <= error <= high]
+    return [
+        (math.exp(statistics.fmean(_log_bytes(curve, error) for curve in sampled)), error)
+        for error in reversed(errors)
+    ]
+
+
+def _log_bytes(curve: list[tuple[float, float]], error: float) -> float:
+    """Logarithm of the bytes at `error` on a curve sorted by error, linear between its samples."""
+    for (e0, b0), (e1, b1) in zip(curve, curve[1:], strict=False):
+        if e0 <= error <= e1:
+            share = (error - e0) / (e1 - e0) if e1 > e0 else 0.0
+            return (1 - share) * math.log(b0) + share * math.log(b1)
+    return math.log(curve[0][1])

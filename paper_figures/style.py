@@ -1,0 +1,92 @@
+"""The look of every figure: sizes, fonts, and one fixed colour and marker per code.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers. No two series rely on colour
+alone: each has its own marker and line, so the figure also reads in grey. Figures are drawn at the
+width at which they are printed, so no text shrinks on the page.
+"""
+
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed, and none is opened
+
+from matplotlib import pyplot as plt  # noqa: E402  the backend has to be chosen first
+from matplotlib.figure import Figure  # noqa: E402
+
+COLUMN = 3.4  # inches: the width of one column of a two-column page
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+
+# What SOLAR's lines take in turn, one per perturbation or basis. The first marker is filled and the
+# others are open and grow, so that points on the same spot show as nested shapes.
+_OPEN = {"markerfacecolor": "none", "markeredgewidth": 1.0}
+SOLAR = (
+    {"color": BLUE, "marker": "o", "linestyle": "-", "markersize": 3.5},
+    {"color": VERMILLION, "marker": "s", "linestyle": "--", "markersize": 5.5, **_OPEN},
+    {"color": GREEN, "marker": "^", "linestyle": "-.", "markersize": 7.5, **_OPEN},
+    {"color": PURPLE, "marker": "D", "linestyle": ":", "markersize": 6.5, **_OPEN},
+    {"color": SKY, "marker": "p", "linestyle": "-", "markersize": 8.5, **_OPEN},
+    {"color": ORANGE, "marker": "h", "linestyle": "--", "markersize": 9.5, **_OPEN},
+)
+
+BASELINES = {
+    "float32": {"color": BLACK, "marker": "*", "linestyle": "none", "markersize": 8},
+    "float16": {"color": BLACK, "marker": "P", "linestyle": "none", "markersize": 6},
+    "truncate": {"color": ORANGE, "marker": "v", "linestyle": "-", "markersize": 7.5, **_OPEN},
+    "bits": {"color": GREY, "marker": "X", "linestyle": "-", "markersize": 4.5},
+    "truncated bits": {"color": GREY, "marker": "x", "linestyle": ":", "markersize": 5},
+}
+
+LIMIT = {"color": BLACK, "linestyle": "-", "linewidth": 0.9}
+
+_SETTINGS = {
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 1.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text: searchable, and editable by a publisher
+    "ps.fonttype": 42,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+}
+
+
+def figure(rows: int, columns: int, width: float, height: float, **options):
+    """A figure of `rows` x `columns` panels, sizes in inches, and its axes as a 2-D array."""
+    plt.rcParams.update(_SETTINGS)
+    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+
+
+def save(drawn: Figure, folder: str | os.PathLike, name: str) -> list[Path]:
+    """Write `name`.png and `name`.pdf into `folder`, whole or not at all, and close the figure.
+
+    Returns their paths. No date goes into the files: the same rows give the same bytes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for ending, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        path = folder / f"{name}.{ending}"
+        partial = path.with_name(f".{path.name}.partial")
+        drawn.savefig(partial, format=ending, metadata=metadata)
+        os.replace(partial, path)
+        paths.append(path)
+    plt.close(drawn)
+    return paths

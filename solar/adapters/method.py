@@ -1,0 +1,24 @@
+"""What training, evaluation and tables know of a method of adaptation: three pure functions."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from solar.weights.base import Base
+
+Leaves = Mapping[str, jax.Array]
+
+
+class Method(NamedTuple):
+    """A method of adaptation.
+
+    hooks(base, config) -> (rank of each projection that gets a low-rank hook, dropout rate)
+    init(key, base, config) -> (trainable, frozen): float32 arrays by name
+    update(trainable, frozen) -> the leaves that the model sees in addition to, or instead of, the base's
+    """
+
+    name: str
+    hooks: Callable[[Base, Any], tuple[dict[str, int], float]]
+    init: Callable[[jax.Array, Base, Any], tuple[dict[str, jax.Array], dict[str, jax.Array]]]
+    update: Callable[[Leaves, Leaves], dict[str, jax.Array]]

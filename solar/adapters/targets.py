@@ -1,0 +1,60 @@
+"""Which projections an adapter changes, by PEFT's rules, so that one config means the same in both programs.
+
+A list matches a whole name or a suffix after a dot; a string is a regular expression for the whole name, or
+``all-linear`` (every projection but the output head). Rank and alpha patterns match the end of a name.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from solar.errors import SolarError
+
+DEFAULTS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "vit": ("q_proj", "v_proj")}
+OUTPUT_HEADS = ("lm_head", "classifier")
+# What users of other families or of transformers before version 5 write, for the advice in the error.
+ALSO_CALLED = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "c_attn": "q_proj, v_proj"}
+
+
+def select(
+    linears: Iterable[str],
+    targets: Sequence[str] | str,
+    exclude: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Names of the projections that ``targets`` picks, sorted; ``exclude`` lists fully trained modules.
+
+    Raises SolarError where nothing matches or one entry of a list matches nothing.
+    """
+    names = sorted(linears)
+    free = [n for n in names if not any(within(n, module) for module in exclude)]
+    if isinstance(targets, str):
+        if targets == "all-linear":
+            chosen = [n for n in free if n.rsplit(".", 1)[-1] not in OUTPUT_HEADS]
+        else:
+            chosen = [n for n in free if re.fullmatch(targets, n)]
+        unmatched = [] if chosen else [targets]
+    else:
+        chosen = [n for n in free if any(n == t or n.endswith("." + t) for t in targets)]
+        unmatched = [t for t in targets if not any(n == t or n.endswith("." + t) for n in free)]
+        if not targets:
+            raise SolarError("target_modules is empty; name the projections to adapt, such as q_proj")
+    if unmatched:
+        kinds = sorted({n.rsplit(".", 1)[-1] for n in names})
+        hints = [f"{t!r} is called {ALSO_CALLED[t]} here" for t in unmatched if t in ALSO_CALLED]
+        advice = "; ".join(hints) + "; " if hints and "q_proj" in kinds else ""
+        raise SolarError(
+            f"no module matches {', '.join(map(repr, unmatched))}; {advice}this model has {', '.join(kinds)}"
+        )
+    return tuple(chosen)
+
+
+def within(name: str, module: str) -> bool:
+    """Whether ``name`` is the module called ``module`` (its whole name or its last parts) or lies in it."""
+    return re.match(rf"(^|.*\.){re.escape(module)}($|\..*)", name) is not None
+
+
+def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
+    """The first pattern's value that matches the end of ``name``, as PEFT's rank_pattern, alpha_pattern."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default

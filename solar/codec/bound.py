@@ -1,0 +1,210 @@
+"""Bound: what is proved about the error of a decoded update, and the check that it holds.
+
+With E_L = L' - L and E_R = R' - R, for any decoded factors,
+
+    ||dW - L' R'^T||_F <= ||E_L||_F ||R||_2 + ||L||_2 ||E_R||_F + ||E_L||_2 ||E_R||_F   (certificate)
+
+and before anything is encoded, for atoms P = P_0 + F with P_0 orthonormal,
+
+    ||(I - Pi_P) X||_F <= ||(I - Pi_P0) X||_F + t ||Pi_P0 X||_F,  t = ||F||_2 / (1 - ||F||_2)  (tail)
+
+while ||F||_2 < 1; beyond that the tail bound is vacuous and reported as such. For N random columns
+in R^d only the mean is known, E ||(I - Pi) x||^2 = (1 - N/d) ||x||^2. Proofs: docs/error-bound.md.
+
+Norms of products come from small matrices in float64; dW is never formed.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solar.codec.factors import (
+    HIGHEST,
+    Factors,
+    by_shape,
+    core_of_error,
+    core_of_product,
+    stack_pair,
+)
+from solar.errors import SolarError
+
+# Rounding of the float64 norms themselves, relative to the certificate and to ||L||_F ||R||_F.
+SLACK_RELATIVE = 1e-9
+SLACK_ABSOLUTE = 1e-13
+# The residual that the tail bound is held against is computed in float32.
+TAIL_SLACK = 1e-5
+
+
+class BoundViolated(SolarError):
+    """A proved bound does not hold: the code, not the input, is wrong."""
+
+
+class LayerBound(NamedTuple):
+    """One layer: ||dW||_F, measured ||dW - dW'||_F and its certificate, float64."""
+
+    norm: float
+    measured: float
+    certificate: float
+
+    @property
+    def slack(self) -> float:
+        """Share of the certificate that the error leaves unused, 0 where it is tight."""
+        return 1 - self.measured / self.certificate if self.certificate > 0 else 0.0
+
+
+def frobenius(matrices: np.ndarray) -> np.ndarray:
+    """(b,) Frobenius norms of (b, i, j)."""
+    return np.sqrt(np.sum(np.asarray(matrices, np.float64) ** 2, axis=(-2, -1)))
+
+
+def spectral(matrices: np.ndarray) -> np.ndarray:
+    """(b,) spectral norms of (b, d, r), from the r x r Gram matrix in float64."""
+    matrices = np.asarray(matrices, np.float64)
+    gram = matrices.swapaxes(-1, -2) @ matrices
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[..., -1], 0))
+
+
+def certificate(left, right, left_, right_) -> np.ndarray:
+    """(b,) upper bounds of ||L R^T - L' R'^T||_F; factors (b, d, r), float64."""
+    error_left, error_right = left_ - left, right_ - right
+    return (
+        frobenius(error_left) * spectral(right)
+        + spectral(left) * frobenius(error_right)
+        + spectral(error_left) * frobenius(error_right)
+    )
+
+
+def check(
+    original: Mapping[str, Factors], decoded: Mapping[str, Factors]
+) -> dict[str, LayerBound]:
+    """Measured error and certificate of every layer. Raises BoundViolated naming the first layer
+    whose measured error exceeds its certificate by more than the rounding of the norms."""
+    result: dict[str, LayerBound] = {}
+    for names in by_shape(original).values():
+        left, right, left_, right_ = stack_pair(original, decoded, names)
+        norms = frobenius(core_of_product(left, right))
+        measured = frobenius(core_of_error(left, right, left_, right_))
+        bounds = certificate(left, right, left_, right_)
+        rounding = SLACK_ABSOLUTE * frobenius(left) * frobenius(right)
+        for i, name in enumerate(names):
+            hold(f"certificate of layer {name}", measured[i],
+                 bounds[i] * (1 + SLACK_RELATIVE) + rounding[i])  # fmt: skip
+            result[name] = LayerBound(float(norms[i]), float(measured[i]), float(bounds[i]))
+    return {name: result[name] for name in sorted(result)}
+
+
+def hold(what: str, measured: float, bound: float) -> None:
+    """Raises BoundViolated unless measured <= bound (also where either is not a number)."""
+    if not measured <= bound:
+        raise BoundViolated(
+            f"{what} is violated: measured {measured:.9g} exceeds {bound:.9g}; "
+            "this is a fault of the codec, please report it"
+        )
+
+
+def summary(layers: Mapping[str, LayerBound]) -> dict[str, Any]:
+    """Relative error and bound over all layers, slack, and the layer that is worst off."""
+    total = np.sqrt(sum(x.norm**2 for x in layers.values()))
+    measured = np.sqrt(sum(x.measured**2 for x in layers.values()))
+    bound = np.sqrt(sum(x.certificate**2 for x in layers.values()))
+    worst = max(layers, key=lambda name: layers[name].measured)
+    scale = 1 / total if total > 0 else 0.0
+    return {
+        "relative_error": float(measured * scale),
+        "bound": float(bound * scale),
+        "slack": float(1 - measured / bound) if bound > 0 else 0.0,
+        "worst": {"name": worst, "measured": layers[worst].measured,
+                  "certificate": layers[worst].certificate, "slack": layers[worst].slack},
+        "smallest_slack": min(x.slack for x in layers.values()),
+        "layers": [
+            {"name": name, "norm": x.norm, "measured": x.measured,
+             "certificate": x.certificate, "slack": x.slack}
+            for name, x in layers.items()
+        ],
+    }  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- before encoding
+
+
+@jax.jit
+def spectral_upper(matrices) -> jax.Array:
+    """(b,) upper bounds of the spectral norms of (b, a, D), about 2% loose.
+
+    A few power steps guess the largest eigenvalue of the Gram matrix; tau bounds it if
+    tau I - gram is positive definite, which Cholesky decides. Where the guess was too low the
+    largest absolute row sum is taken, which always bounds.
+    """
+
+    def one(matrix):
+        gram = jnp.matmul(matrix, matrix.T, precision=HIGHEST)
+
+        def step(_, v):
+            w = jnp.matmul(gram, v, precision=HIGHEST)
+            return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
+
+        start = jnp.ones(gram.shape[0], gram.dtype) + jnp.arange(gram.shape[0]) % 3
+        v = jax.lax.fori_loop(0, 24, step, start / jnp.linalg.norm(start))
+        guess = 1.04 * jnp.linalg.norm(jnp.matmul(gram, v, precision=HIGHEST))
+        lower = jnp.linalg.cholesky(guess * jnp.eye(gram.shape[0], dtype=gram.dtype) - gram)
+        always = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+        return jnp.sqrt(jnp.where(jnp.all(jnp.isfinite(lower)), guess, always))
+
+    return jax.lax.map(one, matrices)
+
+
+def tail(
+    targets: np.ndarray, base: np.ndarray, perturbation_norm: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(b,) tail bounds, infinite where vacuous, and (b,) norms ||X||_F.
+
+    targets (b, t, D); base (b, a, D) the orthonormal unperturbed atoms; perturbation_norm (b,)
+    upper bounds of ||F||_2.
+    """
+    targets = np.asarray(targets, np.float64)
+    inner = np.matmul(base, targets.swapaxes(-1, -2), dtype=np.float64)
+    inside = frobenius(inner)
+    # Differences of vectors, not of energies: these can be 1e-8 of the whole.
+    outside = frobenius(targets - np.matmul(inner.swapaxes(-1, -2), base, dtype=np.float64))
+    f = np.asarray(perturbation_norm, np.float64)
+    with np.errstate(divide="ignore"):
+        t = np.where(f < 1, f / np.maximum(1 - f, 0), np.inf)
+    bound = outside + np.where(inside > 0, t * inside, 0.0)
+    return bound, frobenius(targets)
+
+
+def exact_residual(targets: np.ndarray, atoms: np.ndarray) -> float:
+    """||(I - Pi) X||_F in float64 for targets (t, D) and the span of atoms (a, D)."""
+    q, s, _ = np.linalg.svd(np.asarray(atoms, np.float64).T, full_matrices=False)
+    q = q[:, s > 1e-7 * s[0]]
+    x = np.asarray(targets, np.float64).T
+    return float(np.linalg.norm(x - q @ (q.T @ x)))
+
+
+def expected_tail(norm: float, count: int, dim: int) -> float:
+    """Root mean square of ||(I - Pi) X||_F over seeds, for `count` random columns in R^dim."""
+    return norm * float(np.sqrt(max(0.0, 1 - count / dim)))
+
+
+def output_bound(
+    original: Factors, decoded: Factors, inputs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """||(dW - dW') x|| and its bound ||dW - dW'||_2 ||x||, (s,) float64, for inputs (s, n).
+
+    Raises BoundViolated where one exceeds its bound.
+    """
+    sides = stack_pair({"": original}, {"": decoded}, [""])
+    left, right, left_, right_ = (side[0] for side in sides)
+    x = np.asarray(inputs, np.float64)
+    outputs = (x @ right_) @ (left_ - left).T + (x @ (right_ - right)) @ left.T
+    norm = np.linalg.norm(core_of_error(*sides)[0], 2)
+    lengths = np.linalg.norm(x, axis=1)
+    measured, bounds = np.linalg.norm(outputs, axis=1), norm * lengths
+    scale = SLACK_ABSOLUTE * np.linalg.norm(left) * np.linalg.norm(right)
+    allowed = bounds * (1 + SLACK_RELATIVE) + scale * lengths
+    for i in np.flatnonzero(~(measured <= allowed))[:1]:
+        hold(f"output bound at input {i}", measured[i], allowed[i])
+    return measured, bounds

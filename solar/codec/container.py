@@ -1,0 +1,311 @@
+"""Container: the bytes of a `.solar` file, format version 1. What the payload means is the method's.
+
+    offset  size
+    0       4      magic "SOLR"
+    4       1      format version
+    5       1      method (METHODS)
+    6       1      flags: 1 names listed, 2 names implied by the usual targets
+    7       1      length of the method's parameters (recipe, seed, basis checksum)
+    8       16     first half of SHA-256 over names, shapes and exact bytes of the adapted weights
+    24      2      number of layers
+    26      4      length of names        (zlib, "\\n" between; 0 where implied)
+    30      4      length of layer table  (rank of every layer, varint; one varint where all agree)
+    34      8      length of payload
+    42      8      length of heads
+    50      ...    parameters, names, table, payload, heads
+    end-8   8      first bytes of SHA-256 over everything before
+
+All integers are little-endian. Every length is compared with the file before anything is read or
+allocated by it; whatever is wrong raises PacketError and names the fault.
+"""
+
+import hashlib
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from solar.codec.factors import Factors
+from solar.codec.quantize import FLOATS
+from solar.errors import SolarError
+
+MAGIC = b"SOLR"
+VERSION = 1
+METHODS = ("solar", "float", "bits")  # the byte in the file is the index
+LISTED, IMPLIED = 1, 2
+FIXED = struct.Struct("<4sBBBB16sHIIQQ")
+CHECKSUM = 8
+MAX_NAME = 1024  # bytes in one name, a limit on what a listed table may unpack to
+MAX_RANK = 16383  # two varint bytes
+
+
+class PacketError(SolarError):
+    """The packet is truncated, altered, newer, foreign, or does not fit this base."""
+
+
+class Packet(NamedTuple):
+    """A packet taken apart: names None where implied; ranks (layers,) in sorted order of names."""
+
+    method: str
+    parameters: bytes
+    base_hash: bytes
+    names: tuple[str, ...] | None
+    ranks: tuple[int, ...]
+    payload: bytes
+    heads: bytes
+
+
+class Base(NamedTuple):
+    """Adapted weights of a base as the codec sees them, in sorted order of names."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    digests: tuple[bytes, ...]
+    hash: bytes
+
+
+class Encoded(NamedTuple):
+    """The file's bytes, what they decode to, and the record of errors, bounds and sizes."""
+
+    data: bytes
+    factors: dict[str, Factors]
+    report: dict[str, Any]
+
+
+class Decoded(NamedTuple):
+    """What a packet holds: updates by layer, trained heads by name (float32), and its header."""
+
+    factors: dict[str, Factors]
+    heads: dict[str, np.ndarray]
+    header: dict[str, Any]
+
+
+# -------------------------------------------------------------------------------------- the base
+
+
+def read_weight(base: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """The weight (m, n) float32 of a layer. Raises SolarError where it is missing or not 2-D."""
+    if name not in base:
+        raise SolarError(f"layer {name} is not among the base weights; is this the right base?")
+    weight = np.ascontiguousarray(base[name], "<f4")
+    if weight.ndim != 2:
+        raise SolarError(f"base weight {name} has shape {weight.shape}; only 2-D weights are coded")
+    return weight
+
+
+def identify(base: Mapping[str, np.ndarray], names: Iterable[str]) -> Base:
+    """Names, shapes and hashes of the adapted weights, each read once and let go again."""
+    names = tuple(sorted(names))
+    shapes, digests = [], []
+    whole = hashlib.sha256()
+    for name in names:
+        weight = read_weight(base, name)
+        digest = hashlib.sha256(np.array(weight.shape, "<u8").tobytes())
+        digest.update(weight.data)
+        shapes.append(weight.shape)
+        digests.append(digest.digest())
+        encoded = name.encode()
+        whole.update(struct.pack("<I", len(encoded)) + encoded + digests[-1])
+    return Base(names, tuple(shapes), tuple(digests), whole.digest()[:16])
+
+
+def resolve(
+    packet: Packet, base: Mapping[str, np.ndarray], usual_names: Iterable[str] | None
+) -> Base:
+    """The adapted weights a packet speaks of. Raises PacketError where they are not these."""
+    if packet.names is not None:
+        names = packet.names
+    else:
+        names = tuple(sorted(base if usual_names is None else usual_names))
+        if len(names) != len(packet.ranks):
+            raise PacketError(
+                f"packet is for another base: it adapts {len(packet.ranks)} layers, "
+                f"the usual targets of this one are {len(names)}"
+            )
+    try:
+        known = identify(base, names)
+    except SolarError as error:
+        raise PacketError(f"packet is for another base: {error}") from None
+    if known.hash != packet.base_hash:
+        raise PacketError(
+            f"packet is for another base: it needs adapted weights with hash "
+            f"{packet.base_hash.hex()}, these have {known.hash.hex()}"
+        )
+    for name, rank, shape in zip(names, packet.ranks, known.shapes, strict=True):
+        if rank > min(shape):
+            raise PacketError(f"packet is altered: rank {rank} of layer {name} exceeds its {shape}")
+    return known
+
+
+# ------------------------------------------------------------------------------------- the bytes
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])
+
+
+def _pack_ranks(ranks: tuple[int, ...]) -> bytes:
+    if len(set(ranks)) == 1:
+        return _varint(ranks[0])
+    return b"".join(map(_varint, ranks))
+
+
+def _unpack_ranks(data: bytes, layers: int) -> tuple[int, ...]:
+    ranks, i = [], 0
+    while i < len(data):
+        value = data[i]
+        if value & 128:
+            if i + 1 == len(data) or not 0 < data[i + 1] < 128:
+                raise PacketError("packet is altered: its layer table has a broken number")
+            value = value & 127 | data[i + 1] << 7
+            i += 1
+        ranks.append(value)
+        i += 1
+    if len(ranks) == 1:
+        return tuple(ranks * layers)
+    if len(ranks) != layers or len(set(ranks)) == 1:
+        raise PacketError(f"packet is altered: {len(ranks)} ranks for {layers} layers")
+    return tuple(ranks)
+
+
+def _unpack_names(data: bytes, layers: int) -> tuple[str, ...]:
+    inflate = zlib.decompressobj()
+    try:
+        raw = inflate.decompress(data, layers * (MAX_NAME + 1))
+        names = tuple(raw.decode().split("\n"))
+    except (zlib.error, UnicodeDecodeError):
+        raise PacketError("packet is altered: its layer names do not unpack") from None
+    if not inflate.eof or inflate.unused_data:
+        raise PacketError("packet is altered: its layer names do not unpack")
+    if len(names) != layers or list(names) != sorted(set(names)):
+        raise PacketError("packet is altered: its layer names are not a sorted table")
+    return names
+
+
+def pack(packet: Packet) -> bytes:
+    """The file's bytes. Raises SolarError where something does not fit the format."""
+    if not 0 < len(packet.ranks) < 2**16:
+        raise SolarError(f"{len(packet.ranks)} adapted layers; a packet holds 1 to 65535")
+    if max(packet.ranks) > MAX_RANK:
+        raise SolarError(f"rank {max(packet.ranks)} exceeds {MAX_RANK}, the most a packet holds")
+    names = b""
+    if packet.names is not None:
+        if any("\n" in name or len(name.encode()) > MAX_NAME for name in packet.names):
+            raise SolarError(f"a layer name exceeds {MAX_NAME} bytes or holds a line break")
+        names = zlib.compress("\n".join(packet.names).encode(), 9)
+    table = _pack_ranks(packet.ranks)
+    fixed = FIXED.pack(
+        MAGIC, VERSION, METHODS.index(packet.method), IMPLIED if packet.names is None else LISTED,
+        len(packet.parameters), packet.base_hash, len(packet.ranks),
+        len(names), len(table), len(packet.payload), len(packet.heads),
+    )  # fmt: skip
+    body = b"".join((fixed, packet.parameters, names, table, packet.payload, packet.heads))
+    return body + hashlib.sha256(body).digest()[:CHECKSUM]
+
+
+def unpack(data: bytes) -> Packet:
+    """A packet taken apart, its checksum verified. Raises PacketError naming what is wrong."""
+    if data[:4] != MAGIC[: len(data)] or not data:
+        raise PacketError("not a .solar packet: it does not begin with SOLR")
+    if len(data) > 4 and data[4] != VERSION:
+        raise PacketError(
+            f"packet has format version {data[4]}, this program reads {VERSION}; update solar"
+            if data[4] > VERSION
+            else f"packet is altered: there is no format version {data[4]}"
+        )
+    if len(data) < FIXED.size + CHECKSUM:
+        raise PacketError(f"packet is truncated: {len(data)} bytes are less than its header")
+    _, _, method, flags, in_parameters, base_hash, layers, *lengths = FIXED.unpack_from(data)
+    expected = FIXED.size + in_parameters + sum(lengths) + CHECKSUM
+    if len(data) < expected:
+        raise PacketError(f"packet is truncated: {len(data)} bytes of {expected}")
+    if len(data) > expected:
+        raise PacketError(f"packet is altered: {len(data) - expected} bytes after its end")
+    if hashlib.sha256(data[:-CHECKSUM]).digest()[:CHECKSUM] != data[-CHECKSUM:]:
+        raise PacketError("packet is altered: its checksum does not match; fetch the file again")
+    if method >= len(METHODS):
+        raise PacketError(f"packet uses method {method}, unknown to this program; update solar")
+    if flags not in (LISTED, IMPLIED):
+        raise PacketError(f"packet has flags {flags}, unknown to this program; update solar")
+    if layers == 0:
+        raise PacketError("packet is altered: it adapts no layer")
+    parts, at = [], FIXED.size
+    for length in (in_parameters, *lengths):
+        parts.append(data[at : at + length])
+        at += length
+    parameters, names, table, payload, heads = parts
+    if (flags == IMPLIED) != (not names):
+        raise PacketError("packet is altered: its layer names contradict its flags")
+    return Packet(
+        METHODS[method], parameters, base_hash,
+        None if flags == IMPLIED else _unpack_names(names, layers),
+        _unpack_ranks(table, layers), payload, heads,
+    )  # fmt: skip
+
+
+def byte_counts(packet: Packet, total: int) -> dict[str, int]:
+    """Bytes by part; header is everything but payload and heads, the checksum included."""
+    payload, heads = len(packet.payload), len(packet.heads)
+    return {"total": total, "payload": payload, "header": total - payload - heads, "heads": heads}
+
+
+# ------------------------------------------------------------------------------------- the heads
+
+
+def pack_heads(heads: Mapping[str, np.ndarray] | None, dtype: str = "float16") -> bytes:
+    """Trained full tensors: name, dtype, shape and values, one after another in sorted order.
+
+    Raises SolarError where a value does not fit `dtype`.
+    """
+    parts = []
+    for name in sorted(heads or {}):
+        array = np.asarray(heads[name], np.float32)
+        with np.errstate(over="ignore"):
+            stored = array.astype(FLOATS[dtype])
+        if array.size == 0:
+            raise SolarError(f"head {name} is empty; leave it out")
+        if not np.isfinite(stored).all():
+            raise SolarError(f"head {name} holds values beyond {dtype}; store heads as float32")
+        encoded = name.encode()
+        if len(encoded) > MAX_NAME or array.ndim > 8:
+            raise SolarError(f"head {name[:40]} has too long a name or more than 8 dimensions")
+        code = list(FLOATS).index(dtype)
+        parts.append(struct.pack("<HBB", len(encoded), code, array.ndim))
+        parts.append(encoded + np.array(array.shape, "<u4").tobytes() + stored.tobytes())
+    return b"".join(parts)
+
+
+def unpack_heads(data: bytes) -> dict[str, np.ndarray]:
+    """Heads by name, float32. Raises PacketError where a length does not fit."""
+    heads: dict[str, np.ndarray] = {}
+    at = 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        if count > len(data) - at:
+            raise PacketError("packet is altered: a head is longer than its part of the file")
+        at += count
+        return data[at - count : at]
+
+    while at < len(data):
+        length, code, ndim = struct.unpack("<HBB", take(4))
+        if length > MAX_NAME or code >= len(FLOATS) or ndim > 8:
+            raise PacketError("packet is altered: a head has an unknown type or shape")
+        try:
+            name = take(length).decode()
+        except UnicodeDecodeError:
+            raise PacketError("packet is altered: a head has a broken name") from None
+        shape = tuple(int(x) for x in np.frombuffer(take(4 * ndim), "<u4"))
+        if 0 in shape:
+            raise PacketError("packet is altered: a head is empty")
+        kind = list(FLOATS.values())[code]
+        values = np.frombuffer(take(math.prod(shape) * kind.itemsize), kind)
+        if name in heads or (heads and name < next(reversed(heads))):
+            raise PacketError("packet is altered: its heads are not a sorted table")
+        heads[name] = values.reshape(shape).astype(np.float32)
+        if not np.isfinite(heads[name]).all():
+            raise PacketError(f"packet is altered: head {name} holds non-finite values")
+    return heads

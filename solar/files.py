@@ -1,0 +1,23 @@
+"""Writing a file whole or not at all, the one rule for everything that another process will read."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_whole(path: str | Path, data: bytes) -> Path:
+    """Writes ``data`` under a temporary name in the same folder, syncs it, and renames it to ``path``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return path

