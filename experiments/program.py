@@ -52,10 +52,10 @@ _failures: list[str] | None = None
 
 
 def main(config_name: str, config_path: str | os.PathLike = CONFIGS) -> Callable:
-    """Decorator: `function(config: DictConfig)` becomes the program that `config_name`.yaml sets up.
+    """Decorator: `function(config)` becomes the program that `config_name`.yaml sets up.
 
-    `config_path` is the folder of the configuration. The decorated function takes no argument, reads the command line, and leaves through SystemExit
-    unless all went well.
+    `config_path` is the folder of the configuration. The decorated function takes no argument,
+    reads the command line, and leaves through SystemExit unless all went well.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -103,7 +103,8 @@ def _run_program(launch: Callable[[], None], folder: str, config_name: str) -> N
 def _arguments(given: list[str]) -> list[str]:
     """The command line as Hydra takes it: flags, then overrides, then `_QUIET`.
 
-    Hydra's own parser refuses `a=1 -m b=2`, so the overrides are brought together. Raises SolarError for a flag that Hydra does not have.
+    Hydra's own parser refuses `a=1 -m b=2`, so the overrides are brought together. Raises
+    SolarError for a flag that Hydra does not have.
     """
     parser = get_args_parser()
 

@@ -1,4 +1,5 @@
-"""The one exception that a user's mistake raises: one line that says what is wrong and what to do."""
+"""The one exception that a user's mistake raises: one line that says what is wrong and what to do.
+"""
 
 
 class SolarError(ValueError):

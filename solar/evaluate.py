@@ -1,8 +1,8 @@
 """Scores adapters from files only: a process of its own opens each file, decodes it, and measures.
 
-``python -m solar.evaluate JOB.json`` is that process; :func:`score_files` starts it. The adapter is an argument
-of one compiled function, so nothing recompiles from file to file. Every score is written beside its file with the
-file's SHA-256, so that a stopped evaluation goes on where it was.
+``python -m solar.evaluate JOB.json`` is that process; :func:`score_files` starts it. The adapter is
+an argument of one compiled function, so nothing recompiles from file to file. Every score is
+written beside its file with the file's SHA-256, so that a stopped evaluation goes on where it was.
 """
 
 import hashlib
@@ -38,8 +38,9 @@ Update = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of equal size; text is sorted by length and cut to the batch's width, rows that only fill up
-    the last batch have weight 0."""
+    """Batches of equal size; text is sorted by length and cut to the batch's width, rows that only
+    fill up the last batch have weight 0.
+    """
     count = len(next(iter(arrays.values())))
     order = np.arange(count)
     if "mask" in arrays:
@@ -68,7 +69,9 @@ def make_scorer(
     """
     arrays = getattr(task, split)
     if not arrays or len(next(iter(arrays.values()))) == 0:
-        raise SolarError(f"task {task.name} has no {split} examples; check its source and split sizes")
+        raise SolarError(
+            f"task {task.name} has no {split} examples; check its source and split sizes"
+        )
     shape, aim = structure(base.config, ranks), aim_of(task, base)
     params = {k: jnp.asarray(v) for k, v in base.params.items()}
     parts = list(batches(arrays, batch_size))
@@ -78,7 +81,9 @@ def make_scorer(
         return measure(assemble(shape, {**params, **leaves}), aim, batch)
 
     def score(update: Update, heads: Mapping[str, np.ndarray]) -> dict[str, float]:
-        given = {k: jnp.asarray(v) for k, v in {**hook_leaves(base, update, ranks), **heads}.items()}
+        given = {
+            k: jnp.asarray(v) for k, v in {**hook_leaves(base, update, ranks), **heads}.items()
+        }
         check_complete(base, given, heads)
         total = Outcome(0.0, 0.0, 0.0)
         for part in parts:
@@ -101,7 +106,9 @@ def check_complete(base: Base, given: Mapping, heads: Mapping) -> None:
 
 
 def hook_leaves(base: Base, update: Update, ranks: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Leaves of the low-rank hooks for ``dW = L R^T``: zero columns up to the rank, zeros where nothing came."""
+    """Leaves of the low-rank hooks for ``dW = L R^T``: zero columns up to the rank, zeros where
+    nothing came.
+    """
     if unknown := sorted(update.keys() - ranks.keys()):
         raise SolarError(f"the file updates {unknown[0]}, which this evaluation has no hook for")
     leaves = {}
@@ -117,7 +124,9 @@ def hook_leaves(base: Base, update: Update, ranks: Mapping[str, int]) -> dict[st
 
 
 class Weights(Mapping):
-    """The adapted base weights as the codec wants them, (outputs, inputs) float32, read when asked for."""
+    """The adapted base weights as the codec wants them, (outputs, inputs) float32, read when asked
+    for.
+    """
 
     def __init__(self, base: Base):
         self.base, self.names = base, sorted(structure(base.config).linears)
@@ -175,16 +184,20 @@ def known_score(path: Path, job: str) -> dict[str, Any] | None:
     return None
 
 
-def score_files(job: Mapping[str, Any], files: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+def score_files(
+    job: Mapping[str, Any], files: Sequence[Path], folder: Path
+) -> list[dict[str, Any]]:
     """Scores of ``files`` in their order; those not known yet are measured by a fresh process.
 
-    ``job`` has ``base`` {spec, overrides}, ``task`` (its config), ``seed``, ``split`` and ``batch_size``.
-    Raises SolarError with that process's one line where it fails.
+    ``job`` has ``base`` {spec, overrides}, ``task`` (its config), ``seed``, ``split`` and
+    ``batch_size``. Raises SolarError with that process's one line where it fails.
     """
     own = identity(job)
     left = [str(f) for f in files if known_score(Path(f), own) is None]
     if left:
-        place = write_whole(folder / "evaluation.json", json.dumps({"job": job, "files": left}).encode())
+        place = write_whole(
+            folder / "evaluation.json", json.dumps({"job": job, "files": left}).encode()
+        )
         done = subprocess.run(
             [sys.executable, "-m", "solar.evaluate", str(place)], stderr=subprocess.PIPE, text=True
         )

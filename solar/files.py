@@ -1,4 +1,5 @@
-"""Writing a file whole or not at all, the one rule for everything that another process will read."""
+"""Writing a file whole or not at all, the one rule for everything that another process will read.
+"""
 
 import os
 import tempfile
@@ -6,7 +7,9 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:
-    """Writes ``data`` under a temporary name in the same folder, syncs it, and renames it to ``path``."""
+    """Writes ``data`` under a temporary name in the same folder, syncs it, and renames it to
+    ``path``.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

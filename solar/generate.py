@@ -1,4 +1,5 @@
-"""Sampling from a language model with a key/value cache: one compiled prefill, one compiled step."""
+"""Sampling from a language model with a key/value cache: one compiled prefill, one compiled step.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,17 +24,20 @@ def generate(
     seed: int = 0,
     stop: int | None = None,
 ) -> list[list[int]]:
-    """Continues token lists of any lengths by up to ``steps`` tokens each; greedy where temperature is 0.
+    """Continues token lists of any lengths by up to ``steps`` tokens each; greedy where temperature
+    is 0.
 
-    ``leaves`` and ``ranks`` add an adapter's hooks. A sequence ends before the token ``stop``. Raises SolarError
-    for an empty prompt and for more tokens than the model has positions.
+    ``leaves`` and ``ranks`` add an adapter's hooks. A sequence ends before the token ``stop``.
+    Raises SolarError for an empty prompt and for more tokens than the model has positions.
     """
     if not prompts or not all(len(p) for p in prompts):
         raise SolarError("generation needs at least one prompt, and none of them empty")
     width = max(map(len, prompts))
     limit = getattr(base.config, "n_positions", None) or base.config.max_position_embeddings
     if width + steps > limit:
-        raise SolarError(f"{width} + {steps} tokens exceed the model's {limit} positions; ask for fewer")
+        raise SolarError(
+            f"{width} + {steps} tokens exceed the model's {limit} positions; ask for fewer"
+        )
     tokens = np.zeros((len(prompts), width), np.int32)
     mask = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):  # left padding: the last slot is real in every row

@@ -1,7 +1,8 @@
-"""What a batch costs and how it is scored, for each kind of task. One definition serves training and evaluation.
+"""What a batch costs and how it is scored, for each kind of task. One definition serves training
+and evaluation.
 
-All functions are pure and jit-able; sums are returned with their counts, so that batches and accumulated
-micro-batches of unequal weight combine exactly.
+All functions are pure and jit-able; sums are returned with their counts, so that batches and
+accumulated micro-batches of unequal weight combine exactly.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ class Outcome(NamedTuple):
 
 
 class Aim(NamedTuple):
-    """The static part of a task: its objective, the token of each class, and the pixels' statistics."""
+    """The static part of a task: its objective, the token of each class, and the pixels'
+    statistics.
+    """
 
     objective: str
     label_tokens: tuple[int, ...] = ()
@@ -36,7 +39,9 @@ def aim_of(task: Task, base) -> Aim:
     """The aim of ``task`` on ``base``; raises SolarError where the two do not go together."""
     images = task.objective == "image_class"
     if images != (base.family == "vit"):
-        raise SolarError(f"task {task.name} ({task.objective}) does not fit a {base.family} base; pick another")
+        raise SolarError(
+            f"task {task.name} ({task.objective}) does not fit a {base.family} base; pick another"
+        )
     if images:
         return Aim(task.objective, (), base.image_mean, base.image_std)
     tokens = () if task.label_tokens is None else tuple(int(t) for t in task.label_tokens)
@@ -44,11 +49,12 @@ def aim_of(task: Task, base) -> Aim:
 
 
 def measure(model, aim: Aim, batch: Mapping[str, Array]) -> Outcome:
-    """Loss and score of a batch. ``batch['weight']`` (B,) is 0 for rows that only fill the batch up.
+    """Loss and score of a batch. ``batch['weight']`` (B,) is 0 for rows that only fill the batch
+    up.
 
-    label_token: the vocabulary-wide cross-entropy of the label's token after the last real one; correct where
-    it is the likeliest of the label tokens. next_token: cross-entropy over target tokens; correct counts tokens
-    that are likeliest. image_class: cross-entropy and top-1.
+    label_token: the vocabulary-wide cross-entropy of the label's token after the last real one;
+    correct where it is the likeliest of the label tokens. next_token: cross-entropy over target
+    tokens; correct counts tokens that are likeliest. image_class: cross-entropy and top-1.
     """
     weight = batch["weight"].astype(jnp.float32)
     if aim.objective == "label_token":

@@ -12,6 +12,7 @@ network is served.
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -21,9 +22,10 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from solar.errors import SolarError
 
@@ -122,20 +124,31 @@ def fetch(spec: str) -> Path:
         )
     if target.is_dir():
         return target
+    try:
+        _fetch_into(target, parsed, pin)
+    except OSError as error:
+        raise SolarError(
+            f"cannot keep {spec} in {cache_dir()}: {error.strerror or error}; "
+            "make room there or set SOLAR_CACHE to another folder"
+        ) from error
+    return target
+
+
+def _fetch_into(target: Path, spec: Spec, pin: Pin | None) -> None:
+    """Download or find the archive, check it, unpack it beside `target` and rename it there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as scratch:
-        archive = _archive_by_hand(parsed) or _download(parsed, pin, Path(scratch, "download"))
-        digest = _check(archive, parsed, pin)
+        archive = _archive_by_hand(spec) or _download(spec, pin, Path(scratch, "download"))
+        digest = _check(archive, spec, pin)
         unpacked = Path(scratch, "unpacked")
         unpack(archive, unpacked)
-        facts = {"spec": spec, "archive": archive.name, "sha256": digest, "pinned": pin is not None}
+        facts = {"spec": str(spec), "archive": archive.name, "sha256": digest, "pinned": bool(pin)}
         (unpacked / RECORD).write_text(json.dumps(facts, indent=1) + "\n")
         try:
             unpacked.rename(target)
         except OSError:  # another process was first; its folder came from the same spec
             if not target.is_dir():
                 raise
-    return target
 
 
 def find_one(root: Path, pattern: str) -> Path:
@@ -159,45 +172,47 @@ def unpack(archive: Path, target: Path) -> None:
     if archive.suffix == ".deb":
         _run(["dpkg-deb", "-x", str(archive), str(target)], target, f"unpack {archive.name}")
         return
-    for name, copy in _entries(archive):
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-            raise SolarError(f"{archive.name} is unsafe: entry '{name}' leaves the folder")
-        place = target / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("wb") as sink:
-            copy(sink)
-
-
-def _entries(archive: Path) -> Iterator[tuple[str, Callable]]:
-    """Yield (name, copy-to-file) for every regular file; directories follow from the names."""
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                for info in opened.infolist():
-                    if not info.is_dir():
-                        with opened.open(info) as source:
-                            yield info.filename, lambda sink, s=source: shutil.copyfileobj(s, sink)
-            return
-        with tarfile.open(archive) as opened:
-            for member in opened:
-                if member.isdir():
-                    continue
-                if not member.isfile():
-                    raise SolarError(
-                        f"{archive.name} is unsafe: entry '{member.name}' is a link or a device"
-                    )
-                source = opened.extractfile(member)
-                yield member.name, lambda sink, s=source: shutil.copyfileobj(s, sink)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        for name, source in _entries(archive):
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+                raise SolarError(f"{archive.name} is unsafe: entry '{name}' leaves the folder")
+            place = target / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SolarError(f"{archive.name} is damaged ({error}): fetch it again") from error
+
+
+def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield (name, open file) for every regular file; directories follow from the names."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            for info in opened.infolist():
+                if not info.is_dir():
+                    with opened.open(info) as source:
+                        yield info.filename, source
+        return
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            if member.isdir():
+                continue
+            if not member.isfile():
+                raise SolarError(
+                    f"{archive.name} is unsafe: entry '{member.name}' is a link or a device"
+                )
+            yield member.name, opened.extractfile(member)
 
 
 def _archive_by_hand(spec: Spec) -> Path | None:
     """An archive of this package that already lies in CACHE/archives, newest name last."""
     stem = re.sub(r"[-_.@/]+", "[-_.]+", spec.name.lstrip("@"))
-    after = {"pip": rf"-{re.escape(spec.version or '')}(?:-.*\.whl|\.tar\.gz|\.zip)",
-             "npm": rf"-{re.escape(spec.version or '')}\.tgz", "deb": r"_.*\.deb"}[spec.client]
+    after = {
+        "pip": rf"-{re.escape(spec.version or '')}(?:-.*\.whl|\.tar\.gz|\.zip)",
+        "npm": rf"-{re.escape(spec.version or '')}\.tgz",
+        "deb": r"_.*\.deb",
+    }[spec.client]
     form = re.compile(stem + after + r"\Z", re.IGNORECASE)
     shelf = cache_dir() / "archives"
     found = sorted(f for f in shelf.iterdir() if form.match(f.name)) if shelf.is_dir() else []
@@ -212,7 +227,8 @@ def _by_hand(spec: Spec) -> str:
         only = f" --no-binary {spec.name}" if pin and pin.sdist else ""
         return f"python -m pip download --no-deps{only} -d {shelf} {spec.name}=={spec.version}"
     fetch_command = (
-        f"npm pack {spec.name}@{spec.version}" if spec.client == "npm"
+        f"npm pack {spec.name}@{spec.version}"
+        if spec.client == "npm"
         else f"apt-get download {spec.name}"
     )
     return f"mkdir -p {shelf} && cd {shelf} && {fetch_command}"

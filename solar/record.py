@@ -70,8 +70,8 @@ def plain(value: Any, where: str = "record") -> Any:
 def write(path: str | os.PathLike, record: Mapping[str, Any]) -> Path:
     """Write `record` as JSON under `path`, whole or not at all, and return the path.
 
-    Parent folders are made. Raises SolarError for what JSON cannot hold (see `plain`); the file that was there before stays
-    untouched then.
+    Parent folders are made. Raises SolarError for what JSON cannot hold (see `plain`); the file
+    that was there before stays untouched then.
     """
     text = json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     return write_whole(path, text.encode())

@@ -43,8 +43,9 @@ def start(
 ) -> Run:
     """Begin a run whose files lie under `folder`/wandb.
 
-    `config` may be nested or OmegaConf's; it is logged as a plain dict. `online` without an account or a network becomes `offline` with one line of warning. Raises
-    SolarError for a mode that is not one of `MODES`, and for nothing else.
+    `config` may be nested or OmegaConf's; it is logged as a plain dict. `online` without an account
+    or a network becomes `offline` with one line of warning. Raises SolarError for a mode that is
+    not one of `MODES`, and for nothing else.
     """
     if mode not in MODES:
         raise SolarError(f"tracking mode {mode!r} does not exist: choose one of {', '.join(MODES)}")
@@ -108,10 +109,10 @@ def finish(
 ) -> None:
     """Log the curve, the bound check, the summary and the packets, and close the run.
 
-    Never raises because of wandb. `rows` are result rows: they become the table `curve` (a row a point), the line plot `score
-    against bytes` with a line a codec, and the table `bound_check`; `bound_check/passed` and
-    `bound_check/failed` count its rows. `files` travel as one artifact. `failed` marks the run as
-    crashed. A second call does nothing.
+    Never raises because of wandb. `rows` are result rows: they become the table `curve` (a row a
+    point), the line plot `score against bytes` with a line a codec, and the table `bound_check`;
+    `bound_check/passed` and `bound_check/failed` count its rows. `files` travel as one artifact.
+    `failed` marks the run as crashed. A second call does nothing.
     """
     if run is None or run.live is None:
         return

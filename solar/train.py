@@ -1,7 +1,8 @@
 """The one training loop: any method of adaptation, any task, resumable to the bit.
 
-The batch of a step, its dropout keys and its learning rate are functions of the step number and the seed alone,
-and the optimiser's state is in the checkpoint, so a run that was stopped goes on as if it had not been.
+The batch of a step, its dropout keys and its learning rate are functions of the step number and the
+seed alone, and the optimiser's state is in the checkpoint, so a run that was stopped goes on as if
+it had not been.
 """
 
 import signal
@@ -31,8 +32,9 @@ from solar.weights.base import Base
 class TrainConfig:
     """``steps`` updates of ``batch_size`` examples (in ``accumulate`` micro-batches), AdamW.
 
-    ``schedule`` after ``warmup`` (a fraction of the steps): 'linear' or 'cosine' to zero, or 'constant'.
-    ``clip`` bounds the global gradient norm, 0 turns it off. A checkpoint every ``checkpoint_every`` steps.
+    ``schedule`` after ``warmup`` (a fraction of the steps): 'linear' or 'cosine' to zero, or
+    'constant'. ``clip`` bounds the global gradient norm, 0 turns it off. A checkpoint every
+    ``checkpoint_every`` steps.
     """
 
     steps: int = 250
@@ -67,14 +69,14 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     }
     if config.schedule not in decays:
         raise SolarError(f"schedule {config.schedule!r} is unknown; use {', '.join(decays)}")
-    rise = optax.linear_schedule(config.learning_rate / max(warm, 1), config.learning_rate, max(warm - 1, 1))
+    rise = optax.linear_schedule(
+        config.learning_rate / max(warm, 1), config.learning_rate, max(warm - 1, 1)
+    )
     return optax.join_schedules([rise, decays[config.schedule]], [warm])
 
 
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    adam = optax.adamw(
-        learning_rate(config), b2=config.beta2, weight_decay=config.weight_decay
-    )
+    adam = optax.adamw(learning_rate(config), b2=config.beta2, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
 
 
@@ -107,9 +109,7 @@ def make_step(base: Base, method: Method, method_config: Any, task: Task, config
         trainable, frozen, opt_state = state
         base_key = jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), step)
         keys = jax.random.split(base_key, config.accumulate)
-        micro = jax.tree.map(
-            lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch
-        )
+        micro = jax.tree.map(lambda x: x.reshape(config.accumulate, -1, *x.shape[1:]), batch)
 
         def add(carry, part):
             (loss, count), grads = jax.value_and_grad(total, has_aux=True)(
@@ -141,16 +141,21 @@ def train(
     log: Callable[[int, dict[str, float]], None] | None = None,
     resources: str = "",
 ) -> Trained:
-    """Trains ``method`` on ``task``; with ``folder`` it checkpoints there and resumes what it finds.
+    """Trains ``method`` on ``task``; with ``folder`` it checkpoints there and resumes what it
+    finds.
 
-    Raises SolarError for an empty training set, a folder that holds another run, and a loss that is not
-    finite (named with its step). KeyboardInterrupt leaves a checkpoint of the last whole step.
+    Raises SolarError for an empty training set, a folder that holds another run, and a loss that is
+    not finite (named with its step). KeyboardInterrupt leaves a checkpoint of the last whole step.
     """
     count = len(next(iter(task.train.values()))) if task.train else 0
     if count == 0:
-        raise SolarError(f"task {task.name} has no training examples; check its source and split sizes")
+        raise SolarError(
+            f"task {task.name} has no training examples; check its source and split sizes"
+        )
     if config.batch_size % config.accumulate:
-        raise SolarError(f"batch_size {config.batch_size} is no multiple of accumulate {config.accumulate}")
+        raise SolarError(
+            f"batch_size {config.batch_size} is no multiple of accumulate {config.accumulate}"
+        )
     update, opt = make_step(base, method, method_config, task, config)
     trainable, frozen = method.init(
         jax.random.key(config.seed, impl="threefry2x32"), base, method_config
@@ -288,7 +293,9 @@ def restore(
     """State and losses of a checkpoint; raises SolarError where another config wrote it."""
     run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
     if run["run"] != own:
-        raise SolarError(f"{folder} holds a run of another config; remove it or choose another folder")
+        raise SolarError(
+            f"{folder} holds a run of another config; remove it or choose another folder"
+        )
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, pack(state))
     found = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))

@@ -29,7 +29,7 @@ def _real(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the environment before a test module imports JAX; programs that tests start inherit it."""
+    """Set the environment before a test imports JAX; programs that tests start inherit it."""
     if hasattr(config, "cache"):  # absent under -p no:cacheprovider
         folder = Path(config.cache.mkdir("solar"))
         # Most of the suite's time would be XLA compiling the same small models again.

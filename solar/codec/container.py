@@ -309,3 +309,38 @@ def unpack_heads(data: bytes) -> dict[str, np.ndarray]:
         if not np.isfinite(heads[name]).all():
             raise PacketError(f"packet is altered: head {name} holds non-finite values")
     return heads
+
+
+# ----------------------------------------------------------------------------------- the factors
+
+
+def in_order(known: Base, factors: Mapping[str, Factors]) -> list[Factors]:
+    """Factors in sorted order of names. Raises SolarError where a shape or value does not fit."""
+    for name, shape in zip(known.names, known.shapes, strict=True):
+        left, right = factors[name]
+        if (left.shape[0], right.shape[0]) != shape or left.shape[1] != right.shape[1]:
+            raise SolarError(
+                f"update of {name} has factors {left.shape} and {right.shape}, "
+                f"the base weight is {shape}; is this the right base?"
+            )
+        if left.shape[1] > min(shape):
+            raise SolarError(f"update of {name} has rank {left.shape[1]} above its shape {shape}")
+        if not (np.isfinite(left).all() and np.isfinite(right).all()):
+            raise SolarError(f"update of {name} holds non-finite values; train the adapter again")
+    return [factors[name] for name in known.names]
+
+
+def assemble(known: Base, sides: Mapping[tuple[int, int], np.ndarray]) -> dict[str, Factors]:
+    """Factors by name from sides[layer, 0 or 1] (d, r); a layer without sides has rank 0."""
+    return {
+        name: Factors(
+            *(sides.get((i, j), np.zeros((shape[j], 0), np.float32)) for j in (0, 1))
+        )
+        for i, (name, shape) in enumerate(zip(known.names, known.shapes, strict=True))
+    }
+
+
+def listed(known: Base, usual_names: Iterable[str] | None) -> tuple[str, ...] | None:
+    """The names to list in the file, None where `usual_names` implies them."""
+    implied = usual_names is not None and tuple(sorted(usual_names)) == known.names
+    return None if implied else known.names

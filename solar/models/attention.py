@@ -1,7 +1,9 @@
-"""Causal attention with exact padding masks and a key/value cache, shared by the two language families.
+"""Causal attention with exact padding masks and a key/value cache, shared by the two language
+families.
 
-A sequence occupies *slots*; a slot is real or padding. The position of a real token is the number of real
-tokens before it, so left and right padding give the same logits, and a query sees real slots up to its own.
+A sequence occupies *slots*; a slot is real or padding. The position of a real token is the number
+of real tokens before it, so left and right padding give the same logits, and a query sees real
+slots up to its own.
 """
 
 from typing import NamedTuple

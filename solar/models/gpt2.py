@@ -1,6 +1,7 @@
 """GPT-2 with Hugging Face's names: Conv1D layout, learned positions, tanh GELU, tied head.
 
-Source of the architecture: Radford et al. 2019; names and layouts as in ``transformers``' GPT2LMHeadModel.
+Source of the architecture: Radford et al. 2019; names and layouts as in ``transformers``'
+GPT2LMHeadModel.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from solar.models.linear import Embedding, LayerNorm, Linear
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Sizes of one GPT-2. ``dtype`` is the compute dtype, ``remat`` recomputes blocks in the backward pass."""
+    """Sizes of one GPT-2. ``dtype`` is the compute dtype, ``remat`` recomputes blocks in the
+    backward pass.
+    """
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -37,7 +40,9 @@ class GPT2Config:
 
     @classmethod
     def from_hf(cls, config: dict) -> "GPT2Config":
-        """From the dictionary of a ``config.json``; raises SolarError for variants that are not built."""
+        """From the dictionary of a ``config.json``; raises SolarError for variants that are not
+        built.
+        """
         if config.get("activation_function", "gelu_new") != "gelu_new":
             raise SolarError(
                 f"GPT-2 with activation_function={config['activation_function']!r} is not supported; "
@@ -115,7 +120,9 @@ class GPT2(nnx.Module):
     def __call__(
         self, tokens: Array, mask: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
-        """tokens (B, T) int32, mask (B, T) bool -> hidden states (B, T, n_embd) after the last norm."""
+        """tokens (B, T) int32, mask (B, T) bool -> hidden states (B, T, n_embd) after the last
+        norm.
+        """
         place = span(mask, cache)
         dtype = jnp.dtype(self.config.dtype)
         tower = self.transformer

@@ -1,9 +1,10 @@
-"""The projection layer of all three families, with the one hook through which adapters reach a model.
+"""The projection layer of all three families, with the one hook through which adapters reach a
+model.
 
-Weights keep the layout that their checkpoint has: ``(out, in)`` for torch's Linear, ``(in, out)`` for
-GPT-2's Conv1D. Low-rank factors are torch-shaped either way, as PEFT stores them: ``lora_A (r, in)`` and
-``lora_B (out, r)``, and the layer adds ``(dropout(x) A^T) B^T`` (LoRA, arXiv 2106.09685, eq. 3; the scale is
-folded into B by the adapter method).
+Weights keep the layout that their checkpoint has: ``(out, in)`` for torch's Linear, ``(in, out)``
+for GPT-2's Conv1D. Low-rank factors are torch-shaped either way, as PEFT stores them: ``lora_A (r,
+in)`` and ``lora_B (out, r)``, and the layer adds ``(dropout(x) A^T) B^T`` (LoRA, arXiv 2106.09685,
+eq. 3; the scale is folded into B by the adapter method).
 """
 
 import jax
@@ -26,7 +27,9 @@ class Linear(nnx.Module):
         self.dropout = 0.0
 
     def attach(self, rank: int, dropout: float) -> None:
-        """Gives the layer leaves ``lora_A``, ``lora_B`` and, for training with dropout, ``lora_key``."""
+        """Gives the layer leaves ``lora_A``, ``lora_B`` and, for training with dropout,
+        ``lora_key``.
+        """
         self.rank, self.dropout = rank, dropout
         self.lora_A = nnx.LoRAParam(jnp.zeros((rank, self.inputs)))
         self.lora_B = nnx.LoRAParam(jnp.zeros((self.outputs, rank)))

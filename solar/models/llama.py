@@ -1,7 +1,8 @@
 """LLaMA with Hugging Face's names: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Sources: Touvron et al. (arXiv 2302.13971, 2307.09288); rotary embedding Su et al. (arXiv 2104.09864), in the
-rotate-half order of ``transformers``; the ``llama3`` frequency scaling of Llama 3.1.
+Sources: Touvron et al. (arXiv 2302.13971, 2307.09288); rotary embedding Su et al. (arXiv
+2104.09864), in the rotate-half order of ``transformers``; the ``llama3`` frequency scaling of Llama
+3.1.
 """
 
 import math
@@ -20,7 +21,9 @@ from solar.models.linear import Embedding, Linear, RMSNorm
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Frequency scaling of Llama 3.1: long wavelengths are slowed by ``factor``, middle ones blended."""
+    """Frequency scaling of Llama 3.1: long wavelengths are slowed by ``factor``, middle ones
+    blended.
+    """
 
     factor: float
     low_freq_factor: float
@@ -30,7 +33,9 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of one LLaMA. ``dtype`` is the compute dtype, ``remat`` recomputes blocks in the backward pass."""
+    """Sizes of one LLaMA. ``dtype`` is the compute dtype, ``remat`` recomputes blocks in the
+    backward pass.
+    """
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -56,8 +61,9 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlamaConfig":
-        """From a ``config.json``, in the old spelling (``rope_theta``, ``rope_scaling``) or the new one
-        (``rope_parameters``); raises SolarError for rotary variants that are not built."""
+        """From a ``config.json``, in the old spelling (``rope_theta``, ``rope_scaling``) or the new
+        one (``rope_parameters``); raises SolarError for rotary variants that are not built.
+        """
         plain = [k for k in cls.__dataclass_fields__ if k not in ("dtype", "remat", "rope_scaling")]
         fields = {k: config[k] for k in plain if config.get(k) is not None}
         heads = config["num_attention_heads"]
@@ -97,7 +103,9 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding of x (B, T, heads, d) in rotate-half order; cos and sin are (B, T, 1, d / 2)."""
+    """Rotary embedding of x (B, T, heads, d) in rotate-half order; cos and sin are (B, T, 1, d /
+    2).
+    """
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
@@ -168,7 +176,9 @@ class Llama(nnx.Module):
     def __call__(
         self, tokens: Array, mask: Array, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
-        """tokens (B, T) int32, mask (B, T) bool -> hidden states (B, T, hidden_size) after the last norm."""
+        """tokens (B, T) int32, mask (B, T) bool -> hidden states (B, T, hidden_size) after the last
+        norm.
+        """
         config, tower = self.config, self.model
         place = span(mask, cache)
         angle = place.positions[..., None, None] * jnp.asarray(inverse_frequencies(config))

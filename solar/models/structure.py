@@ -1,9 +1,11 @@
 """Between flax modules and plain dictionaries: a model is a static structure plus leaves by name.
 
-The name of a leaf is its path joined by dots, which is also its key in a Hugging Face checkpoint. Programs hold
-``dict[name, array]``, differentiate and jit over it with plain ``jax``, and assemble the module inside.
+The name of a leaf is its path joined by dots, which is also its key in a Hugging Face checkpoint.
+Programs hold ``dict[name, array]``, differentiate and jit over it with plain ``jax``, and assemble
+the module inside.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,9 @@ Config = GPT2Config | LlamaConfig | ViTConfig
 
 @dataclass(frozen=True)
 class Structure:
-    """What stays of a model when its arrays are taken out. ``leaves`` gives each name's shape and dtype."""
+    """What stays of a model when its arrays are taken out. ``leaves`` gives each name's shape and
+    dtype.
+    """
 
     graph: Any
     leaves: Mapping[str, jax.ShapeDtypeStruct]
@@ -34,18 +38,26 @@ class Structure:
 def structure(
     config: Config, ranks: Mapping[str, int] | None = None, dropout: float = 0.0
 ) -> Structure:
-    """The structure of ``config``'s model with low-rank hooks of the given ranks on the named projections."""
+    """The structure of ``config``'s model, with low-rank hooks of the given ranks on named
+    projections.
+    """
+    return _structure(config, tuple(sorted((ranks or {}).items())), dropout)
 
+
+@functools.lru_cache(maxsize=32)  # tracing a deep model takes a fifth of a second
+def _structure(config: Config, ranks: tuple[tuple[str, int], ...], dropout: float) -> Structure:
     def build():
         model = MODELS[config.family](config)
-        for name, rank in (ranks or {}).items():
+        for name, rank in ranks:
             find(model, name).attach(rank, dropout)
         return model
 
     model = nnx.eval_shape(build)
     graph, state = nnx.split(model)
     leaves = {
-        ".".join(map(str, path)): jax.ShapeDtypeStruct(leaf.get_value().shape, leaf.get_value().dtype)
+        ".".join(map(str, path)): jax.ShapeDtypeStruct(
+            leaf.get_value().shape, leaf.get_value().dtype
+        )
         for path, leaf in nnx.to_flat_state(state)
     }
     linears = {
@@ -65,7 +77,9 @@ def find(model: nnx.Module, name: str) -> Any:
 
 
 def assemble(shape: Structure, leaves: Mapping[str, Any]) -> Any:
-    """The module with its arrays, from leaves by name. Extra names are an error, as are missing ones."""
+    """The module with its arrays, from leaves by name. Extra names are an error, as are missing
+    ones.
+    """
     if leaves.keys() != shape.leaves.keys():
         missing = sorted(shape.leaves.keys() - leaves.keys())[:3]
         extra = sorted(leaves.keys() - shape.leaves.keys())[:3]
@@ -81,9 +95,11 @@ def assemble(shape: Structure, leaves: Mapping[str, Any]) -> Any:
 
 
 def random_leaves(key: jax.Array, config: Config) -> dict[str, np.ndarray]:
-    """Fresh float32 weights: normal with the config's initializer_range, norms at one, biases at zero.
+    """Fresh float32 weights: normal with the config's initializer_range, norms at one, biases at
+    zero.
 
-    Projections that write to GPT-2's residual stream are shrunk by sqrt(2 layers) (Radford et al. 2019).
+    Projections that write to GPT-2's residual stream are shrunk by sqrt(2 layers) (Radford et al.
+    2019).
     """
     leaves = {}
     for index, (name, leaf) in enumerate(sorted(structure(config).leaves.items())):

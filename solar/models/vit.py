@@ -1,7 +1,9 @@
-"""Vision transformer with the names that ``transformers`` gives a ViTForImageClassification in memory.
+"""Vision transformer with the names that ``transformers`` gives a ViTForImageClassification in
+memory.
 
-Pre-norm blocks, exact GELU, class token, learned positions (Dosovitskiy et al., arXiv 2010.11929). Checkpoints
-with LayerScale (DINOv2) are folded into this form when they are read, see ``solar.weights.layouts``.
+Pre-norm blocks, exact GELU, class token, learned positions (Dosovitskiy et al., arXiv 2010.11929).
+Checkpoints with LayerScale (DINOv2) are folded into this form when they are read, see
+``solar.weights.layouts``.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ from solar.models.linear import LayerNorm, Linear
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of one ViT. ``image_size`` and ``patch_size`` in pixels; ``pool`` is 'cls' or 'mean' (patches)."""
+    """Sizes of one ViT. ``image_size`` and ``patch_size`` in pixels; ``pool`` is 'cls' or 'mean'
+    (patches).
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -46,7 +50,9 @@ class ViTConfig:
 
     @classmethod
     def from_hf(cls, config: dict) -> "ViTConfig":
-        """From the dictionary of a ``config.json``; raises SolarError for variants that are not built."""
+        """From the dictionary of a ``config.json``; raises SolarError for variants that are not
+        built.
+        """
         if config.get("hidden_act", "gelu") != "gelu":
             raise SolarError(
                 f"ViT with hidden_act={config['hidden_act']!r} is not supported; use 'gelu'"
@@ -64,8 +70,8 @@ class ViTConfig:
 def interpolate_positions(table: np.ndarray, grid: int) -> np.ndarray:
     """Resizes a position table (1, 1 + g*g, width) to (1, 1 + grid*grid, width), class token kept.
 
-    Bicubic with a = -0.75, half-pixel centres, clamped at the border and not anti-aliased: the rule that
-    torch's ``interpolate(mode="bicubic")`` follows, with which these checkpoints are resized.
+    Bicubic with a = -0.75, half-pixel centres, clamped at the border and not anti-aliased: the rule
+    that torch's ``interpolate(mode="bicubic")`` follows, with which these checkpoints are resized.
     """
     count = table.shape[1] - 1
     old = round(count**0.5)
@@ -183,7 +189,9 @@ class ViT(nnx.Module):
             self.classifier = Linear(config.hidden_size, config.num_labels)
 
     def __call__(self, pixels: Array) -> Array:
-        """pixels (B, channels, H, W), normalised -> float32 logits (B, num_labels), or features (B, width)."""
+        """pixels (B, channels, H, W), normalised -> float32 logits (B, num_labels), or features (B,
+        width).
+        """
         x = self.vit.embeddings(pixels.astype(jnp.dtype(self.config.dtype)))
         for block in self.vit.layers:
             x = (jax.checkpoint(lambda x, block=block: block(x)) if self.config.remat else block)(x)

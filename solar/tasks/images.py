@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from solar.errors import SolarError
-from solar.tasks.task import SPLITS, Keys, Request, Source, draw_examples
+from solar.tasks.task import SPLITS, Candidate, Request, Source, draw_examples
 from solar.tasks.text import Arrays, class_index, class_names, group_key
 
 
@@ -54,13 +54,13 @@ def image_classification(
             )
         return row["image"]
 
-    def keys(row: Mapping[str, Any]) -> Keys:
+    def prepare(row: Mapping[str, Any]) -> Candidate:
         pixels = np.asarray(read_image(cell(row), name))
         key = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
         key.update(pixels.tobytes())
-        return Keys(key.digest(), (key.digest(), *group(row)))
+        return Candidate(row, (key.digest(),), (key.digest(), *group(row)))
 
-    dealt, dropped = draw_examples(source, request, keys, label, classes)
+    dealt, dropped = draw_examples(source, request, prepare, label, classes)
     splits: Arrays = {}
     for split in SPLITS:
         pixels = np.zeros((len(dealt[split]), size, size, 3), np.uint8)

@@ -54,12 +54,17 @@ class Source(NamedTuple):
     origin: str
 
 
-class Keys(NamedTuple):
-    """How repeats are told: `row` within a split, any of `given` (the model's input, and the row's
-    group when the config names one) across splits."""
+class Candidate(NamedTuple):
+    """A row made ready for dealing: what a split keeps of it, and how its repeats are told.
 
-    row: bytes
-    given: tuple[bytes, ...]
+    Any of `same` met before in a split makes it a repeat there. Any of `shown` (the model's input,
+    whole and as cut to fit, and the row's group when the config names one) bars it from the splits
+    that are drawn after.
+    """
+
+    item: Any
+    same: tuple[bytes, ...]
+    shown: tuple[bytes, ...]
 
 
 class Request(NamedTuple):
@@ -124,14 +129,14 @@ def _size(config: Mapping[str, Any], split: str) -> int | None:
 
 
 def draw(
-    source: Source, request: Request, keys: Callable[[Any], Keys | None],
+    source: Source, request: Request, prepare: Callable[[Any], Candidate | None],
     offers: Mapping[str, Callable[[Any], str]],
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:  # fmt: skip
     """Deal rows to test, validation and train, leaving out repeats.
 
-    `keys` gives a row's keys, or None for a row to leave out. `offers[split]` looks at a row and
-    answers 'keep', 'skip' or 'last' (keep it and stop). Returns the kept rows by split, and how
-    many repeats were met within and across splits. Raises SolarError for an empty source split.
+    `prepare` makes a candidate of a row, or None to leave it out. `offers[split]` looks at an item
+    and answers 'keep', 'skip' or 'last' (keep it and stop). Returns the kept items by split, and
+    how many repeats were met within and across splits. Raises SolarError for an empty source split.
     """
     passes = {name: _seeded_order(source, name, request) for name in request.from_split.values()}
     dealt: dict[str, list[Any]] = {split: [] for split in SPLITS}
@@ -140,25 +145,24 @@ def draw(
     for split in SPLITS:
         if request.sizes[split] == 0:
             continue
-        rows, seen, given = source.splits[request.from_split[split]], set(), set()
+        rows, seen, shown_here = source.splits[request.from_split[split]], set(), set()
         for index in passes[request.from_split[split]]:
-            row = rows[index]
-            if (key := keys(row)) is None:
+            if (candidate := prepare(rows[index])) is None:
                 continue
-            if not shown.isdisjoint(key.given):
+            if not shown.isdisjoint(candidate.shown):
                 dropped["across"] += 1
                 continue
-            if key.row in seen:
+            if not seen.isdisjoint(candidate.same):
                 dropped["within"] += 1
                 continue
-            answer = offers[split](row)
+            answer = offers[split](candidate.item)
             if answer != "skip":
-                dealt[split].append(row)
-                seen.add(key.row)
-                given.update(key.given)
+                dealt[split].append(candidate.item)
+                seen.update(candidate.same)
+                shown_here.update(candidate.shown)
             if answer == "last":
                 break
-        shown |= given
+        shown |= shown_here
     return dealt, dropped
 
 
@@ -172,10 +176,12 @@ def _seeded_order(source: Source, name: str, request: Request) -> Iterator[int]:
 
 
 def draw_examples(
-    source: Source, request: Request, keys: Callable[[Any], Keys | None],
+    source: Source, request: Request, prepare: Callable[[Any], Candidate | None],
     label: Callable[[Any], int] | None = None, classes: tuple[str, ...] = (),
 ) -> tuple[dict[str, list[Any]], dict[str, int]]:  # fmt: skip
-    """`draw` by number of rows; `shots_per_class` rows of each class for training when it is set.
+    """`draw` by number of rows; `shots_per_class` of each class for training when that is set.
+
+    `label` gives an item's class index.
 
     Raises SolarError when the source has fewer rows, or a class has, than the request asks for.
     """
@@ -185,15 +191,15 @@ def draw_examples(
     def up_to(wanted: int | None) -> Callable[[Any], str]:
         taken = 0
 
-        def offer(_row: Any) -> str:
+        def offer(_item: Any) -> str:
             nonlocal taken
             taken += 1
             return "last" if taken == wanted else "keep"
 
         return offer
 
-    def few(row: Any) -> str:
-        if counts[which := label(row)] == shots:
+    def few(item: Any) -> str:
+        if counts[which := label(item)] == shots:
             return "skip"
         counts[which] += 1
         return "last" if sum(counts) == shots * len(counts) else "keep"
@@ -201,7 +207,7 @@ def draw_examples(
     offers = {split: up_to(request.sizes[split]) for split in SPLITS}
     if shots is not None:
         offers["train"] = few
-    dealt, dropped = draw(source, request, keys, offers)
+    dealt, dropped = draw(source, request, prepare, offers)
     if shots is not None and min(counts) < shots:
         short = counts.index(min(counts))
         raise SolarError(

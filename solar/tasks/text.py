@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from solar.errors import SolarError
-from solar.tasks.task import SPLITS, Keys, Request, Source, draw, draw_examples
+from solar.tasks.task import SPLITS, Candidate, Request, Source, draw, draw_examples
 
 Encode = Callable[[str], list[int]]
 Arrays = dict[str, dict[str, np.ndarray]]
@@ -69,8 +69,17 @@ def fill(template: str, row: Mapping[str, Any], name: str) -> str:
         ) from missing
 
 
-def fit(template: str, row: Mapping[str, Any], room: int, encode: Encode, name: str) -> list[int]:
-    """Tokens of the filled template, at most `room` of them; the longest column is cut to fit.
+def empty(template: str, row: Mapping[str, Any], name: str) -> bool:
+    """True when no column of the template has anything in it."""
+    return not any(fill("{" + column + "}", row, name).strip() for column in columns_of(template))
+
+
+def fit(
+    template: str, row: Mapping[str, Any], room: int, encode: Encode, name: str
+) -> tuple[list[int], str]:
+    """Tokens of the filled template, at most `room` of them, and its text as it was cut to fit.
+
+    The longest column loses its end, whole words at a time.
 
     Raises SolarError when the template alone does not fit.
     """
@@ -85,9 +94,13 @@ def fit(template: str, row: Mapping[str, Any], room: int, encode: Encode, name: 
             )
         # Each round cuts what the excess is worth at this row's characters per token.
         excess = int((len(tokens) - room) * len(filled) / len(tokens))
-        kept = text[: max(0, len(text) - max(1, excess))].rstrip()
-        row[longest] = kept.rsplit(None, 1)[0] if " " in kept.strip() else kept
-    return tokens
+        end = max(0, len(text) - max(1, excess))
+        kept = text[:end]
+        inside = not text[end].isspace() and not kept[-1:].isspace()
+        if inside and " " in kept.strip():  # a word is cut in two: take all of it
+            kept = kept.rsplit(None, 1)[0]
+        row[longest] = kept.rstrip()
+    return tokens, filled
 
 
 def continuation(prompt: str, tokens: list[int], tail: str, encode: Encode) -> list[int] | None:
@@ -107,23 +120,6 @@ def pad(rows: list[list[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.
         tokens[index, : len(row)] = row
         mask[index, : len(row)] = True
     return tokens, mask
-
-
-def _text_keys(config: Mapping[str, Any], target: str | None) -> Callable[[Any], Keys | None]:
-    """Keys of a row: the filled template, with the target for repeats within; None when empty."""
-    choose, name, group = template_for(config), config["name"], group_key(config)
-
-    def keys(row: Mapping[str, Any]) -> Keys | None:
-        template = choose(row)
-        prompt = fill(template, row, name)
-        if not any(str(row[column]).strip() for column in columns_of(template)):
-            return None
-        answer = fill(target, row, name) if target else ""
-        if target and not answer.strip():
-            return None
-        return Keys(digest_of(prompt) + digest_of(answer), (digest_of(prompt), *group(row)))
-
-    return keys
 
 
 def group_key(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], tuple[bytes, ...]]:
@@ -214,13 +210,22 @@ def classification(
     )  # fmt: skip
     blank = dict.fromkeys(columns_of(config["template"]), "x")
     tokens_of, longer = label_tokens(words, fill(config["template"], blank, name), encode, name)
-    label = class_index(classes, source, "label", name)
-    dealt, dropped = draw_examples(source, request, _text_keys(config, None), label, classes)
+    label, group = class_index(classes, source, "label", name), group_key(config)
+
+    def prepare(row: Mapping[str, Any]) -> Candidate | None:
+        template = choose(row)
+        if empty(template, row, name):
+            return None
+        tokens, shown = fit(template, row, width, encode, name)
+        # Two long texts may differ only in what the cut takes away.
+        keys = (digest_of(fill(template, row, name)), digest_of(shown))
+        return Candidate((tokens, label(row)), keys, (*keys, *group(row)))
+
+    dealt, dropped = draw_examples(source, request, prepare, lambda item: item[1], classes)
     splits: Arrays = {}
     for split in SPLITS:
-        rows = [fit(choose(row), row, width, encode, name) for row in dealt[split]]
-        tokens, mask = pad(rows, width, pad_id)
-        numbers = np.array([label(row) for row in dealt[split]], np.int32)
+        tokens, mask = pad([tokens for tokens, _ in dealt[split]], width, pad_id)
+        numbers = np.array([number for _, number in dealt[split]], np.int32)
         splits[split] = {"tokens": tokens, "mask": mask, "label": numbers}
     facts = {"repeats_dropped": dropped, "labels_by_first_token": longer}
     return splits, classes, tokens_of, facts
@@ -236,26 +241,33 @@ def generation(
     the rest loses its end. `eos_id`, when given, closes a target that is whole.
     """
     name, width, target = config["name"], config["max_tokens"], config["target"]
-    choose = template_for(config)
-    dealt, dropped = draw_examples(source, request, _text_keys(config, target))
+    choose, group = template_for(config), group_key(config)
+
+    def prepare(row: Mapping[str, Any]) -> Candidate | None:
+        template, answer = choose(row), fill(target, row, name)
+        if not answer.strip() or empty(template, row, name):
+            return None
+        filled = shown = fill(template, row, name)
+        prompt = encode(filled)
+        reply = continuation(filled, prompt, answer, encode) or encode(answer)
+        reply = reply + ([eos_id] if eos_id is not None else [])
+        if len(prompt) + len(reply) > width:
+            room = width - min(len(reply), width // 2)
+            prompt, shown = fit(template, row, room, encode, name)
+        whole = digest_of(filled)
+        keys = (whole + digest_of(answer),)
+        return Candidate((prompt, reply), keys, (whole, digest_of(shown), *group(row)))
+
+    dealt, dropped = draw_examples(source, request, prepare)
     splits, cut = {}, 0
     for split in SPLITS:
-        rows, begins = [], []
-        for row in dealt[split]:
-            filled, answer = fill(choose(row), row, name), fill(target, row, name)
-            prompt = encode(filled)
-            reply = continuation(filled, prompt, answer, encode) or encode(answer)
-            reply = reply + ([eos_id] if eos_id is not None else [])
-            if len(prompt) + len(reply) > width:
-                cut += 1
-                prompt = fit(choose(row), row, width - min(len(reply), width // 2), encode, name)
-            begins.append(len(prompt))
-            rows.append((prompt + reply)[:width])
-        tokens, mask = pad(rows, width, pad_id)
-        starts = np.array(begins, np.int32).reshape(-1, 1)
+        rows = [prompt + reply for prompt, reply in dealt[split]]
+        cut += sum(len(row) > width for row in rows)
+        tokens, mask = pad([row[:width] for row in rows], width, pad_id)
+        starts = np.array([len(prompt) for prompt, _ in dealt[split]], np.int32).reshape(-1, 1)
         on_target = mask & (np.arange(width) >= np.maximum(starts, 1))
         splits[split] = {"tokens": tokens, "mask": mask, "target_mask": on_target}
-    return splits, {"repeats_dropped": dropped, "cut_to_fit": cut}
+    return splits, {"repeats_dropped": dropped, "targets_cut": cut}
 
 
 def running(
@@ -277,17 +289,18 @@ def running(
     def offer_to(split: str) -> Callable[[Any], str]:
         wanted = request.sizes[split]
 
-        def offer(row: Mapping[str, Any]) -> str:
-            streams[split].extend(encode(str(row["text"])) + between)
+        def offer(text: str) -> str:
+            streams[split].extend(encode(text) + between)
             return "last" if wanted and len(streams[split]) >= wanted * width else "keep"
 
         return offer
 
-    def keys(row: Mapping[str, Any]) -> Keys | None:
+    def prepare(row: Mapping[str, Any]) -> Candidate | None:
         text = fill("{text}", row, name)
-        return Keys(digest_of(text), (digest_of(text), *group(row))) if text.strip() else None
+        key = digest_of(text)
+        return Candidate(text, (key,), (key, *group(row))) if text.strip() else None
 
-    dealt, dropped = draw(source, request, keys, {split: offer_to(split) for split in SPLITS})
+    dealt, dropped = draw(source, request, prepare, {split: offer_to(split) for split in SPLITS})
     splits = {}
     for split in SPLITS:
         wanted, whole = request.sizes[split], len(streams[split]) // width

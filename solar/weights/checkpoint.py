@@ -1,7 +1,8 @@
-"""Reads a Hugging Face directory: config.json, safetensors in one file or in shards, or a torch ``.bin``.
+"""Reads a Hugging Face directory: config.json, safetensors in one file or in shards, or a torch
+``.bin``.
 
-Torch files are zip archives with a pickle inside. It is read by an unpickler that knows four names and refuses
-every other, so no code of the file runs and no torch is needed.
+Torch files are zip archives with a pickle inside. It is read by an unpickler that knows four names
+and refuses every other, so no code of the file runs and no torch is needed.
 """
 
 import json
@@ -65,7 +66,9 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """One safetensors file, float16 widened to float32; raises SolarError where it is cut or altered."""
+    """One safetensors file, float16 widened to float32; raises SolarError where it is cut or
+    altered.
+    """
     try:
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -104,5 +107,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             root = archive.namelist()[0].split("/")[0]
             tensors = dict(Reader(archive.open(f"{root}/data.pkl")).load())
     except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, EOFError) as error:
-        raise SolarError(f"{path} is not a readable torch file ({error}); fetch it again") from error
+        raise SolarError(
+            f"{path} is not a readable torch file ({error}); fetch it again"
+        ) from error
     return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tensors.items()}

@@ -1,7 +1,8 @@
-"""Reads a LLaMA from a GGUF file: de-quantised weights, config and tokenizer, all from the file itself.
+"""Reads a LLaMA from a GGUF file: de-quantised weights, config and tokenizer, all from the file
+itself.
 
-llama.cpp stores the rows of q and k interleaved for its own rotary order; they are put back into the rotate-half
-order of Hugging Face. Weights come out in float32 as (out, in).
+llama.cpp stores the rows of q and k interleaved for its own rotary order; they are put back into
+the rotate-half order of Hugging Face. Weights come out in float32 as (out, in).
 """
 
 from pathlib import Path
@@ -33,7 +34,9 @@ CONTROL, USER_DEFINED = 3, 4  # token types of the format that are never split
 
 
 def open_gguf(path: Path) -> gguf.GGUFReader:
-    """The reader of a GGUF file; raises SolarError where it is cut short, altered or no GGUF at all."""
+    """The reader of a GGUF file; raises SolarError where it is cut short, altered or no GGUF at
+    all.
+    """
     try:
         reader = gguf.GGUFReader(path)
         last = max(reader.tensors, key=lambda t: t.data_offset)
@@ -63,7 +66,9 @@ def read_config(reader: gguf.GGUFReader) -> dict:
     names = {t.name for t in reader.tensors}
     heads = get("attention.head_count")
     if "rope_freqs.weight" in names or get("rope.scaling.type", "none") != "none":
-        raise SolarError("this GGUF scales its rotary positions; use the Hugging Face directory instead")
+        raise SolarError(
+            "this GGUF scales its rotary positions; use the Hugging Face directory instead"
+        )
     return {
         "model_type": "llama",
         "vocab_size": len(field(reader, "tokenizer.ggml.tokens")),
@@ -106,7 +111,10 @@ def read_tensors(reader: gguf.GGUFReader) -> dict[str, np.ndarray]:
 
 def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
     """The byte-level BPE tokenizer in the file; raises SolarError for other kinds."""
-    kind, before = field(reader, "tokenizer.ggml.model"), field(reader, "tokenizer.ggml.pre", "gpt-2")
+    kind, before = (
+        field(reader, "tokenizer.ggml.model"),
+        field(reader, "tokenizer.ggml.pre", "gpt-2"),
+    )
     if kind != "gpt2" or before not in ("smollm", "gpt-2", "default"):
         raise SolarError(
             f"the GGUF's tokenizer ({kind}, {before}) is not read; use the model's Hugging Face directory"

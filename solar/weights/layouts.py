@@ -1,7 +1,9 @@
-"""Where a checkpoint's names differ from the model's, as data, and the strict fit of one to the other.
+"""Where a checkpoint's names differ from the model's, as data, and the strict fit of one to the
+other.
 
-The exceptions are few: GPT-2 files of the hub leave out ``transformer.``, ViT files carry the module names that
-``transformers`` had before version 5, DINOv2 has LayerScale, and buffers are stored that nobody needs.
+The exceptions are few: GPT-2 files of the hub leave out ``transformer.``, ViT files carry the
+module names that ``transformers`` had before version 5, DINOv2 has LayerScale, and buffers are
+stored that nobody needs.
 """
 
 import re
@@ -42,8 +44,8 @@ def rename(family: str, name: str) -> str:
 def fold_layer_scale(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Multiplies DINOv2's LayerScale into the projections before it, which leaves an ordinary ViT.
 
-    ``x + g * (W h + b) = x + (diag(g) W) h + g * b``; keys end in ``layer_scale1.lambda1`` (attention) and
-    ``layer_scale2.lambda1`` (MLP) under each layer.
+    ``x + g * (W h + b) = x + (diag(g) W) h + g * b``; keys end in ``layer_scale1.lambda1``
+    (attention) and ``layer_scale2.lambda1`` (MLP) under each layer.
     """
     out = dict(tensors)
     for name in tensors:
@@ -58,8 +60,9 @@ def fold_layer_scale(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 def fit(config: Config, tensors: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
     """Checkpoint tensors as the leaves of ``config``'s model, float32 or bfloat16 as stored.
 
-    A classifier is left out where its shape is not the config's: it is then the adapter's to train. Everything
-    else must match exactly; raises one SolarError that lists all missing, unexpected and mis-shaped tensors.
+    A classifier is left out where its shape is not the config's: it is then the adapter's to train.
+    Everything else must match exactly; raises one SolarError that lists all missing, unexpected and
+    mis-shaped tensors.
     """
     family = config.family
     found = {}
@@ -86,7 +89,9 @@ def fit(config: Config, tensors: Mapping[str, np.ndarray], source: str) -> dict[
         if found[k].shape != wanted[k]
     ]
     if problems:
-        shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
+        shown = "; ".join(problems[:12]) + (
+            f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
+        )
         raise SolarError(
             f"{source} does not fit a {family} of its config ({len(problems)} tensors): {shown}. "
             "Check that config.json belongs to these weights"

@@ -1,7 +1,7 @@
 """Reads a DINOv2 ViT from the graph of an ONNX file, under the names that its checkpoint had.
 
-An exporter folds the constant parts: kernels lose their names (the MatMul node that uses one keeps it) and are
-stored as (in, out); class token and patch positions are separate constants.
+An exporter folds the constant parts: kernels lose their names (the MatMul node that uses one keeps
+it) and are stored as (in, out); class token and patch positions are separate constants.
 """
 
 from pathlib import Path
@@ -18,21 +18,32 @@ HEAD_WIDTH = 64  # of every published DINOv2; the graph itself does not tell
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Config (as of a ``config.json``) and tensors of the backbone, LayerScale still apart.
 
-    Names are those of a DINOv2 checkpoint. Raises SolarError where the file is cut or holds another model.
+    Names are those of a DINOv2 checkpoint. Raises SolarError where the file is cut or holds another
+    model.
     """
     try:
         graph = onnx.load(path).graph
     except (DecodeError, OSError) as error:
-        raise SolarError(f"{path} is not a whole ONNX file ({error}); delete it and fetch it again") from error
+        raise SolarError(
+            f"{path} is not a whole ONNX file ({error}); delete it and fetch it again"
+        ) from error
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    tensors = {k.removeprefix("backbone."): v for k, v in constants.items() if k.startswith("backbone.")}
+    tensors = {
+        k.removeprefix("backbone."): v for k, v in constants.items() if k.startswith("backbone.")
+    }
     for node in graph.node:
-        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in constants:
+        if (
+            node.op_type == "MatMul"
+            and node.name.startswith("/backbone/")
+            and node.input[1] in constants
+        ):
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             tensors[module + ".weight"] = constants[node.input[1]].T
     patches = "embeddings.patch_embeddings.projection.weight"
     if patches not in tensors:
-        raise SolarError(f"{path} holds no DINOv2 backbone; use a ViT in a Hugging Face directory instead")
+        raise SolarError(
+            f"{path} holds no DINOv2 backbone; use a ViT in a Hugging Face directory instead"
+        )
     width, channels, patch, _ = tensors[patches].shape
     positions = [
         v

@@ -17,7 +17,8 @@ RATED = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 LEAST_RATING = 0.5
 
 
-def main() -> None:
+def make(target: Path) -> Path:
+    """Write the packed table to `target` and return it."""
     package = fetch("pip:vaderSentiment==3.3.2")
     with tarfile.open(find_one(package, "*/additional_resources/hutto_ICWSM_2014.tar.gz")) as inner:
         lines = inner.extractfile(RATED).read().decode("utf-8").splitlines()
@@ -26,10 +27,10 @@ def main() -> None:
         _, rating, text = line.split("\t", 2)
         if abs(float(rating)) >= LEAST_RATING:
             kept.append(f"{float(rating):.3g}\t{' '.join(text.split())}\n")
-    target = Path(__file__).with_name("movie_snippets.tsv.xz")
     target.write_bytes(lzma.compress("".join(kept).encode(), preset=9 | lzma.PRESET_EXTREME))
     print(f"{target.name}: {len(kept)} of {len(lines)} sentences, {target.stat().st_size} bytes")
+    return target
 
 
 if __name__ == "__main__":
-    main()
+    make(Path(__file__).with_name("movie_snippets.tsv.xz"))

@@ -1,0 +1,235 @@
+"""The comparison: fine-tune, compress over a grid, decode in a fresh process, score, record, draw.
+
+    python -m experiments.compare [experiment=NAME] [key=value ...] [-m seed=0,1,2]
+
+Writes packets, ``result.json`` (last), ``curve.png`` and ``curve.pdf`` to ``outputs/NAME/seed=S``.
+Everything that took long is kept as it is done, so the same command continues an interrupted run
+and repeats a finished one at once.
+"""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track as progress
+
+from experiments import plot, table
+from experiments.collect import tidy
+from experiments.finetune import Setup, finetune, prepare
+from experiments.program import main
+from solar import packages, record, track
+from solar.adapters import peft_io
+from solar.codec import baselines, limit, solar
+from solar.codec.basis import Recipe
+from solar.codec.container import Encoded
+from solar.codec.factors import Factors, canonical
+from solar.compilation import cache_compilations
+from solar.errors import SolarError
+from solar.evaluate import Weights, score_files, usual_names
+from solar.files import write_whole
+
+TINY = {
+    "train": {"steps": 4, "batch_size": 8, "checkpoint_every": 2},
+    "task": {"train": 64, "validation": 16, "test": 32},
+    "evaluate": {"batch_size": 16},
+}
+TINY_SIZES = [4, 8]
+
+
+def shrink(config: dict) -> dict:
+    """The same experiment on a random model of the same family, a few steps and examples."""
+    model = config["model"]
+    if not model["spec"].startswith("tiny:"):
+        model["spec"] = f"tiny:{model['family']}"
+        model["overrides"] = {k: v for k, v in model["overrides"].items() if k != "image_size"}
+    for node, values in TINY.items():
+        config[node] |= values
+    for grid in config["codec"]["grids"].values():
+        grid["sizes"] = TINY_SIZES
+        grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
+    return config
+
+
+def settings(codec: Mapping[str, Any], seed: int) -> Iterator[tuple[str, dict, solar.Setting]]:
+    """Label, row columns and setting of every point of the grids."""
+    for grid in codec["grids"].values():
+        points = itertools.product(grid["sizes"], grid["perturbations"], grid["keep"])
+        for size, eps, keep in points:
+            recipe = Recipe(grid["kind"], size, eps, grid["selection"], seed)
+            setting = solar.Setting(recipe, atoms=grid["atoms"], keep=keep, dtype=grid["dtype"])
+            label = f"{grid['kind']}-{grid['atoms']}-N{size}-eps{eps:g}" + (
+                f"-K{keep}" if keep else ""
+            )
+            columns = {"basis": grid["kind"], "N": size, "eps": eps, "keep": keep}
+            yield label, columns | {"atoms": grid["atoms"], "dtype": grid["dtype"]}, setting
+
+
+def encode_all(
+    config: Mapping[str, Any], factors: dict[str, Factors], heads: dict, setup: Setup
+) -> Iterator[tuple[str, str, dict, Encoded]]:
+    """Codec, label, row columns and packet of everything that is to be scored."""
+    weights, names = Weights(setup.base), usual_names(setup.base)
+    common = {"heads": heads, "usual_names": names}
+    cache = packages.cache_dir() / "bases"
+    nothing = {k: Factors(f.left[:, :0], f.right[:, :0]) for k, f in factors.items()}
+    yield "none", "base", {}, baselines.encode(nothing, weights, "float16", **common)
+    plain = config["codec"]["baselines"]
+    yield "float16", "float16", {}, baselines.encode(factors, weights, "float16", **common)
+    for rank in plain["truncate"]:
+        coded = baselines.encode(factors, weights, "truncate", rank=rank, **common)
+        yield "truncate", f"rank {rank}, float16", {"rank": rank}, coded
+    for rank, bits in [(None, b) for b in plain["bits"]] + list(plain["truncate_bits"]):
+        coded = baselines.encode(factors, weights, "bits", bits=bits, rank=rank, **common)
+        label = f"{bits}-bit" + (f", rank {rank}" if rank else "")
+        yield "bits", label, {"bits": bits, "rank": rank}, coded
+    points = list(settings(config["codec"], config["seed"]))
+    console = Console(stderr=True)
+    for label, columns, setting in progress(points, "compress", console=console):
+        coded = solar.encode(factors, weights, setting, cache=cache, **common)
+        yield "solar", label, columns, coded
+
+
+def compare(config: dict, folder: Path) -> dict[str, Any]:
+    """Runs or resumes one comparison in ``folder`` and returns its record."""
+    own = record.identity({k: v for k, v in config.items() if k != "tracking"})
+    claim(folder, own)
+    if (folder / "result.json").is_file():
+        return record.read(folder / "result.json")
+    clock = {"start": time.monotonic()}
+    tracker = track.start(
+        config["tracking"]["mode"], config["tracking"]["project"], f"{config['name']}-{config['seed']}",
+        config, folder, group=config["name"],
+    )  # fmt: skip
+    result, failed = None, True
+    try:
+        result = measure(config, folder, tracker, clock)
+        failed = False
+    finally:
+        rows = result["rows"] if result else ()
+        files = [folder / row["packet"] for row in rows if row["packet"].endswith(".solar")]
+        summary = {k: result[k] for k in ("base", "adapter")} if result else {}
+        track.finish(tracker, rows, summary, files, failed=failed)
+    record.write(folder / "result.json", result)
+    return result
+
+
+def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dict[str, Any]:
+    """Everything between the config and the record."""
+    setup = prepare(config)
+    clock["base and task"] = time.monotonic()
+    home = finetune(config, setup, lambda step, values: track.log(tracker, values, step))
+    clock["training"] = time.monotonic()
+
+    adapter = peft_io.read(home, setup.base)
+    factors = canonical(adapter.pairs)
+    adapter_bytes = (home / "adapter_model.safetensors").stat().st_size
+    packets = folder / "packets"
+    rows: list[dict[str, Any]] = [
+        {
+            "codec": "float32",
+            "label": "LoRA, float32",
+            "bytes": adapter_bytes,
+            "relative_error": 0.0,
+        }
+    ]
+    files = [home]
+    for codec, label, columns, coded in encode_all(config, factors, adapter.heads, setup):
+        name = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+        path = packets / f"{name}.solar"
+        if not path.is_file() or path.read_bytes() != coded.data:
+            write_whole(path, coded.data)
+        report = coded.report
+        sizes = {"payload": None, "header": None, "heads": None} | report["bytes"]
+        sizes["bytes"] = sizes.pop("total")
+        if sizes["bytes"] != path.stat().st_size:
+            raise RuntimeError(
+                f"{path} has {path.stat().st_size} bytes, the report says {sizes['bytes']}"
+            )
+        worst = {k: report.get(k) for k in ("relative_error", "bound", "slack")}
+        rows.append({"codec": codec, "label": label, **columns, **sizes, **worst})
+        files.append(path)
+    clock["compression"] = time.monotonic()
+
+    job = {
+        "base": {"spec": setup.spec, "overrides": setup.overrides},
+        "task": config["task"],
+        "seed": config["data_seed"],
+        **config["evaluate"],
+    }
+    scores = score_files(job, files, folder)
+    clock["evaluation"] = time.monotonic()
+    if any(s["task"] != setup.task.identity for s in scores):
+        raise SolarError("the evaluation process built another task; remove the *.score.json files")
+    return finished(config, folder, setup, home, rows, files, scores, factors, clock)
+
+
+def finished(config, folder, setup, home, rows, files, scores, factors, clock) -> dict[str, Any]:
+    """The record of a measured comparison, as SPEC section 6 lists it."""
+    by_label = {row["label"]: score for row, score in zip(rows, scores, strict=True)}
+    base, full = by_label["base"], by_label["LoRA, float32"]
+    gain = full["score"] - base["score"]
+    for row, file, score in zip(rows, files, scores, strict=True):
+        row |= {
+            "method": config["adapter"]["method"],
+            "seed": config["seed"],
+            "packet": os.path.relpath(file, folder),
+            "score": score["score"],
+            "loss": score["loss"],
+            "score_base": base["score"],
+            "score_adapter": full["score"],
+            "retained": (score["score"] - base["score"]) / gain if gain else None,
+        }
+    names = list(clock)
+    wall = {b: clock[b] - clock[a] for a, b in itertools.pairwise(names)}
+    return {
+        "rows": rows,
+        "config": config,
+        "identities": {
+            "task": setup.task.identity,
+            "base": json.loads((home / "training.json").read_text())["base"],
+            "adapter": home.name,
+        },
+        "about": setup.task.about,
+        "versions": record.versions(),
+        "base": {"score": base["score"], "loss": base["loss"]},
+        "adapter": {"score": full["score"], "loss": full["loss"], "bytes": rows[0]["bytes"]},
+        "limit": [list(point) for point in limit.rate_distortion(factors)],
+        "model": asdict(setup.base.config),
+        "tiny": config["tiny"],
+        "wall_s": wall,
+        "status": "complete",
+    }
+
+
+def claim(folder: Path, own: str) -> None:
+    """Makes the folder this config's; raises SolarError where it belongs to another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / "identity.txt"
+    if place.is_file() and place.read_text() != own:
+        raise SolarError(
+            f"{folder} holds a run of another config; give this one its own name=..., or remove the folder"
+        )
+    write_whole(place, own.encode())
+
+
+@main("compare")
+def program(config: DictConfig) -> None:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    result = compare(shrink(plain) if plain["tiny"] else plain, folder)
+    table.show(tidy(result))
+    for path in plot.draw(result, folder, score="test accuracy"):
+        Console().print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    cache_compilations()
+    program()

@@ -1,0 +1,84 @@
+"""Packet: a `.solar` file opened, decoded, inspected or written. The bytes are container.py's.
+
+Decoding shares nothing with encoding but the file and the base weights.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solar.codec import baselines, container, solar
+from solar.codec.container import Decoded, Packet, PacketError
+
+__all__ = ["Decoded", "PacketError", "decode", "inspect", "read", "write"]
+
+
+def read(path: str | os.PathLike) -> bytes:
+    """The bytes of a packet file. Raises PacketError where there is no such file."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise PacketError(f"cannot read packet {path}: {error.strerror}") from None
+
+
+def write(path: str | os.PathLike, data: bytes) -> None:
+    """Writes to a temporary name beside `path` and renames, so no half-written file is ever seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _header(packet: Packet, total: int) -> dict[str, Any]:
+    own = solar.describe(packet) if packet.method == "solar" else baselines.describe(packet)
+    return {
+        "version": container.VERSION,
+        "method": packet.method,
+        **own,
+        "base_hash": packet.base_hash.hex(),
+        "layers": len(packet.ranks),
+        "ranks": list(packet.ranks),
+        "names": None if packet.names is None else list(packet.names),
+        "bytes": container.byte_counts(packet, total),
+    }
+
+
+def inspect(data: bytes) -> dict[str, Any]:
+    """What the header says and bytes by part; no base needed, nothing decoded, checksum verified.
+
+    Raises PacketError.
+    """
+    packet = container.unpack(data)
+    header = _header(packet, len(data))
+    shapes = {name: list(head.shape) for name, head in container.unpack_heads(packet.heads).items()}
+    return header | {"heads": shapes}
+
+
+def decode(
+    data: bytes,
+    base: Mapping[str, np.ndarray],
+    *,
+    usual_names: Iterable[str] | None = None,
+    cache: Path | None = None,
+) -> Decoded:
+    """Updates and heads of a packet.
+
+    base: adapted weights (m, n) float32 by layer. usual_names: the layers a packet without names
+    speaks of, by default all of `base`. cache: folder for singular vectors. Layers sent as nothing
+    come back with rank 0. Raises PacketError where anything is wrong with packet, base or basis.
+    """
+    packet = container.unpack(data)
+    header = _header(packet, len(data))
+    known = container.resolve(packet, base, usual_names)
+    if packet.method == "solar":
+        factors = solar.decode(packet, base, known, cache)
+    else:
+        factors = baselines.decode(packet, known)
+    return Decoded(factors, container.unpack_heads(packet.heads), header)
