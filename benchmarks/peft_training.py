@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 from solar.adapters.lora import METHOD, LoraConfig, adapter, plan
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
-from solar.evaluate import make_scorer, task_for
+from solar.evaluate import task_for
+from solar.score import make_scorer
 from solar.files import write_whole
 from solar.record import versions
 from solar.tasks.task import Task
@@ -127,14 +128,20 @@ def train_in_torch(
         index = rows(step, config.batch_size, len(task.train["label"]), config.seed)
         loss, _ = measure({k: v[index] for k, v in task.train.items()})
         if not torch.isfinite(loss):
-            raise SolarError(f"torch's loss of step {step + 1} is {loss.item()}; lower learning_rate")
+            raise SolarError(
+                f"torch's loss of step {step + 1} is {loss.item()}; lower learning_rate"
+            )
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, config.clip)
         for group in opt.param_groups:
             group["lr"] = float(rate(step))
         opt.step()
-        print(f"\rtorch step {step + 1}/{config.steps} loss {loss.item():.3f} ", end="", file=sys.stderr)
+        print(
+            f"\rtorch step {step + 1}/{config.steps} loss {loss.item():.3f} ",
+            end="",
+            file=sys.stderr,
+        )
     print(file=sys.stderr)
     seconds = time.perf_counter() - start
     model.eval()
@@ -155,11 +162,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != FIELDS:
-            raise SolarError(f"{path} has other columns than {', '.join(FIELDS)}; choose another --out")
+            raise SolarError(
+                f"{path} has other columns than {', '.join(FIELDS)}; choose another --out"
+            )
         return list(reader)
 
 
-def run(setting_name: str, framework: str, seed: int, out: Path, steps: int | None, test: int | None):
+def run(
+    setting_name: str, framework: str, seed: int, out: Path, steps: int | None, test: int | None
+):
     """Trains and scores once and adds the row, unless ``out`` has it. Returns the row or None."""
     setting = SETTINGS[setting_name]
     config = replace(setting.training, seed=seed, steps=steps or setting.training.steps)

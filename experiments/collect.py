@@ -64,7 +64,9 @@ def tidy(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     }
     found = []
     for row in rows:
-        ratio = adapter_bytes / row["bytes"] if adapter_bytes and row.get("bytes") else None
+        # The empty packet (codec `none`, the base itself) compresses nothing.
+        measured = adapter_bytes and row.get("bytes") and row.get("codec") != "none"
+        ratio = adapter_bytes / row["bytes"] if measured else None
         found.append({**row, **shared, "ratio": ratio})
     seed = rows[0].get("seed") if rows else config.get("seed")
     for size, error in record.get("limit") or ():
@@ -94,9 +96,8 @@ def gather(folders: Iterable[str | Path], tiny: bool = False) -> Gathered:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise SolarError(f"no folder {folder}: give the output folders of runs")
-        # A run folder has Hydra's notes from its start, an error.txt if it failed, a result.json if
-        # it ended.
-        for mark in (".hydra", "error.txt", "result.json"):
+        # Every run leaves one of these: at its start, when it fails, when it ends.
+        for mark in ("identity.txt", "error.txt", "result.json"):
             runs.update((found.parent.resolve(), None) for found in folder.rglob(mark))
     left_out: list[str] = []
     newest: dict[tuple, tuple[float, Path, list[dict[str, Any]]]] = {}

@@ -104,10 +104,11 @@ def compare(config: dict, folder: Path) -> dict[str, Any]:
     if (folder / "result.json").is_file():
         return record.read(folder / "result.json")
     clock = {"start": time.monotonic()}
+    name, tracking = config["name"], config["tracking"]
+    run_name = f"{name}-{config['seed']}"
     tracker = track.start(
-        config["tracking"]["mode"], config["tracking"]["project"], f"{config['name']}-{config['seed']}",
-        config, folder, group=config["name"],
-    )  # fmt: skip
+        tracking["mode"], tracking["project"], run_name, config, folder, group=name
+    )
     result, failed = None, True
     try:
         result = measure(config, folder, tracker, clock)
@@ -161,13 +162,12 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
     job = {
         "base": {"spec": setup.spec, "overrides": setup.overrides},
         "task": config["task"],
+        "task_identity": setup.task.identity,
         "seed": config["data_seed"],
         **config["evaluate"],
     }
     scores = score_files(job, files, folder)
     clock["evaluation"] = time.monotonic()
-    if any(s["task"] != setup.task.identity for s in scores):
-        raise SolarError("the evaluation process built another task; remove the *.score.json files")
     return finished(config, folder, setup, home, rows, files, scores, factors, clock)
 
 
@@ -215,7 +215,8 @@ def claim(folder: Path, own: str) -> None:
     place = folder / "identity.txt"
     if place.is_file() and place.read_text() != own:
         raise SolarError(
-            f"{folder} holds a run of another config; give this one its own name=..., or remove the folder"
+            f"{folder} holds a run of another config; give this one its own name=..., "
+            "or remove the folder"
         )
     write_whole(place, own.encode())
 

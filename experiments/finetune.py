@@ -22,7 +22,7 @@ from solar.weights.base import Base, fingerprint, load
 
 
 class Setup(NamedTuple):
-    """A base and a task that belong together; ``overrides`` are what :func:`load` was called with."""
+    """A base and a task that fit each other; ``overrides`` are those that :func:`load` got."""
 
     base: Base
     task: Task

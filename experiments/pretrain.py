@@ -22,10 +22,10 @@ from solar import packages, train
 from solar.adapters import full
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
-from solar.evaluate import make_scorer
 from solar.files import write_whole
 from solar.models.gpt2 import GPT2Config
 from solar.models.structure import random_leaves
+from solar.score import make_scorer
 from solar.tasks import running_text
 from solar.tasks.task import Task, identity_of
 from solar.weights.base import Base

@@ -37,8 +37,7 @@ def draw(
     for row in rows:
         panels.setdefault(tuple(row.get(k) for k in ("base", "task", "group")), []).append(row)
     points_of = {
-        where: results.over_seeds(r for r in part if r.get("bytes") and r.get("score") is not None)
-        for where, part in panels.items()
+        where: results.over_seeds(r for r in part if _on_curve(r)) for where, part in panels.items()
     }
     points_of = {where: points for where, points in points_of.items() if points}
     if not points_of:
@@ -86,6 +85,11 @@ def draw(
         columnspacing=1.2,
     )
     return style.save(figure, folder, name)
+
+
+def _on_curve(row: dict[str, Any]) -> bool:
+    """Whether a row is a point: it has a size and a score, and is not the empty packet."""
+    return bool(row.get("bytes")) and row.get("score") is not None and row.get("codec") != "none"
 
 
 def _looks(lines: dict[str, list]) -> dict[str, tuple[dict[str, Any], list]]:
@@ -170,7 +174,8 @@ def _mark_sizes(axes: Any, points: list[dict[str, Any]]) -> None:
     """
     sizes: dict[Any, set[float]] = {}
     for point in points:
-        if point.get("codec") == "solar" and point.get("N") is not None:
+        # The paper's dial; with a number of kept coefficients, N alone does not give a size.
+        if point.get("codec") == "solar" and point.get("N") and point.get("keep") is None:
             sizes.setdefault(point["N"], set()).add(round(point["bytes"]))
     places = {n: sum(at) / len(at) for n, at in sizes.items()}
     if not places or any(max(at) > 1.1 * min(at) for at in sizes.values()):

@@ -26,7 +26,10 @@ SETTING = (
     *("basis", "atoms", "dtype", "eps", "N", "keep", "rank", "bits"),
 )
 
-_SOLAR_LINES = {"basis": "{}", "atoms": "{} atoms", "dtype": "{}", "eps": "$\\epsilon$ = {:g}"}
+# What a line of SOLAR says of itself, unless it is the paper's own form.
+_USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
+_UNUSUAL = {"basis": "{} basis", "atoms": "{} atoms", "dtype": "{}"}
+
 _NAMES = {
     "float32": "LoRA, float32",
     "float16": "LoRA, float16",
@@ -101,22 +104,30 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
     """The lines of a plot: name -> points by rising bytes. SOLAR first, then baselines, then codes
     with no name here.
 
-    SOLAR has a line per basis, atoms, dtype and eps, named by those of them that differ between its
-    points; N and keep move along the line. Quantised factors with a `rank` of their own (truncated
-    first) are a line apart.
+    SOLAR has a line per basis, atoms, dtype, eps, and whether N or the number of kept coefficients
+    is what moves along it; its name says what is not the paper's own form. Quantised factors with a
+    `rank` of their own (truncated first) are a line apart. The empty packet is on no line: its
+    score is the base's.
     """
-    points = list(points)
+    points = [p for p in points if p.get("codec") != "none"]
     solar = [p for p in points if p.get("codec") == "solar"]
-    differ = [k for k in _SOLAR_LINES if len({p.get(k) for p in solar}) > 1]
-    # eps in rising order, names of bases and the like in the order in which the run lists them.
-    rank = {k: {v: i for i, v in enumerate(dict.fromkeys(p.get(k) for p in solar))} for k in differ}
-    if "eps" in rank:
-        values = sorted(rank["eps"], key=lambda v: (v is None, v or 0))
-        rank["eps"] = {v: i for i, v in enumerate(values)}
+    families: dict[tuple, list[Mapping[str, Any]]] = {}
+    for point in solar:
+        family = (*(point.get(k) for k in _USUAL), point.get("keep") is not None)
+        families.setdefault(family, []).append(point)
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for point in sorted(solar, key=lambda p: [rank[k][p.get(k)] for k in differ]):
-        parts = [_SOLAR_LINES[k].format(point[k]) for k in differ if point.get(k) is not None]
-        found.setdefault(" ".join(["SOLAR", ", ".join(parts)]).strip(), []).append(point)
+    for (*kinds, kept), members in families.items():
+        parts = ["SOLAR"]
+        for key, value in zip(_USUAL, kinds, strict=True):
+            if value is not None and value != _USUAL[key]:
+                parts.append(_UNUSUAL[key].format(value))
+        several_eps = len({p.get("eps") for p in members}) > 1
+        several_sizes = kept and len({p.get("N") for p in members}) > 1
+        for point in sorted(members, key=lambda p: (p.get("eps") or 0, p.get("N") or 0)):
+            last = [f"$\\epsilon$ = {point['eps']:g}"] if several_eps else []
+            if kept:
+                last.append(f"top $K$ of {point['N']}" if several_sizes else "top $K$")
+            found.setdefault(", ".join([*parts, *last]), []).append(point)
     for codec, name in _NAMES.items():
         found[name] = [p for p in points if p.get("codec") == codec]
     for truncated in (False, True):

@@ -1,5 +1,4 @@
-"""The one exception that a user's mistake raises: one line that says what is wrong and what to do.
-"""
+"""The one exception that a user's mistake raises: one line, what is wrong and what to do."""
 
 
 class SolarError(ValueError):

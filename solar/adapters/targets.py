@@ -13,7 +13,7 @@ from solar.errors import SolarError
 
 DEFAULTS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "vit": ("q_proj", "v_proj")}
 OUTPUT_HEADS = ("lm_head", "classifier")
-# What users of other families or of transformers before version 5 write, for the advice in the error.
+# What users of other families or of older transformers write, for the advice in the error.
 ALSO_CALLED = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "c_attn": "q_proj, v_proj"}
 
 
@@ -47,7 +47,8 @@ def select(
         hints = [f"{t!r} is called {ALSO_CALLED[t]} here" for t in unmatched if t in ALSO_CALLED]
         advice = "; ".join(hints) + "; " if hints and "q_proj" in kinds else ""
         raise SolarError(
-            f"no module matches {', '.join(map(repr, unmatched))}; {advice}this model has {', '.join(kinds)}"
+            f"no module matches {', '.join(map(repr, unmatched))}; "
+            f"{advice}this model has {', '.join(kinds)}"
         )
     return tuple(chosen)
 

@@ -264,8 +264,9 @@ def sources(
     if recipe.kind == "singular":
         ranks = np.array([len(frame.values) for frame in frames])
         index = positions(recipe, group, ids, ranks)
-        return np.stack([np.asarray(f.rows[: int(x.max()) + 1])[x]
-                         for f, x in zip(frames, index, strict=True)])
+        return np.stack(
+            [np.asarray(f.rows[: int(x.max()) + 1])[x] for f, x in zip(frames, index, strict=True)]
+        )
     ranks = np.full(len(ids), group.dim)
     index = positions(recipe, group, ids, ranks)
     laps = ids // group.dim

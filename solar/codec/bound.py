@@ -77,9 +77,7 @@ def certificate(left, right, left_, right_) -> np.ndarray:
     )
 
 
-def check(
-    original: Mapping[str, Factors], decoded: Mapping[str, Factors]
-) -> dict[str, LayerBound]:
+def check(original: Mapping[str, Factors], decoded: Mapping[str, Factors]) -> dict[str, LayerBound]:
     """Measured error and certificate of every layer. Raises BoundViolated naming the first layer
     whose measured error exceeds its certificate by more than the rounding of the norms."""
     result: dict[str, LayerBound] = {}

@@ -333,9 +333,7 @@ def in_order(known: Base, factors: Mapping[str, Factors]) -> list[Factors]:
 def assemble(known: Base, sides: Mapping[tuple[int, int], np.ndarray]) -> dict[str, Factors]:
     """Factors by name from sides[layer, 0 or 1] (d, r); a layer without sides has rank 0."""
     return {
-        name: Factors(
-            *(sides.get((i, j), np.zeros((shape[j], 0), np.float32)) for j in (0, 1))
-        )
+        name: Factors(*(sides.get((i, j), np.zeros((shape[j], 0), np.float32)) for j in (0, 1)))
         for i, (name, shape) in enumerate(zip(known.names, known.shapes, strict=True))
     }
 

@@ -52,8 +52,11 @@ def _largest(score, count):
     """Support (a, t) of the `count` largest entries; ties go to the lower flat index."""
     flat = score.reshape(-1)
     order = jnp.argsort(-flat, stable=True)
-    return jnp.zeros(flat.shape, bool).at[order].set(jnp.arange(flat.size) < count).reshape(
-        score.shape
+    return (
+        jnp.zeros(flat.shape, bool)
+        .at[order]
+        .set(jnp.arange(flat.size) < count)
+        .reshape(score.shape)
     )
 
 

@@ -251,9 +251,7 @@ def _fit(
     tails: dict[Side, dict[str, Any]] = {}
     for batch in _batches(setting, sides, recipe.size):
         group = _as_group(setting, batch)
-        ids = np.broadcast_to(
-            np.arange(recipe.size, dtype=np.uint32), (len(batch), recipe.size)
-        )
+        ids = np.broadcast_to(np.arange(recipe.size, dtype=np.uint32), (len(batch), recipe.size))
         own = frames.for_batch(recipe, batch)
         unperturbed = basis.sources(recipe, group, ids, own)
         atoms, norms = basis.atoms(recipe, group, ids, unperturbed)
@@ -342,8 +340,10 @@ def encode(
         DTYPES.index(setting.dtype), recipe.size, setting.keep or 0, recipe.perturbation,
         recipe.seed, power, offset, checksum.checksum(numbers, offset),
     )  # fmt: skip
-    supports = b"" if setting.keep is None else b"".join(
-        quantize.pack_support(sent[side].support) for side in sides
+    supports = (
+        b""
+        if setting.keep is None
+        else b"".join(quantize.pack_support(sent[side].support) for side in sides)
     )
     values = b"".join(quantize.store(sent[s].values, setting.dtype, power) for s in sides)
     packet = Packet(

@@ -40,7 +40,7 @@ def empty_cache(
 
 
 class Span(NamedTuple):
-    """Where the new tokens of a call stand: positions (B, T) and who sees whom, (B, 1, T, S) bool."""
+    """Where new tokens stand: positions (B, T), and who sees whom, visible (B, 1, T, S) bool."""
 
     positions: Array
     visible: Array

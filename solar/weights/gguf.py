@@ -117,7 +117,8 @@ def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
     )
     if kind != "gpt2" or before not in ("smollm", "gpt-2", "default"):
         raise SolarError(
-            f"the GGUF's tokenizer ({kind}, {before}) is not read; use the model's Hugging Face directory"
+            f"the GGUF's tokenizer ({kind}, {before}) is not read; "
+            "use the model's Hugging Face directory"
         )
     tokens = field(reader, "tokenizer.ggml.tokens")
     types = field(reader, "tokenizer.ggml.token_type")
