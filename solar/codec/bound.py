@@ -162,11 +162,11 @@ def tail(
     targets (b, t, D); base (b, a, D) the orthonormal unperturbed atoms; perturbation_norm (b,)
     upper bounds of ||F||_2.
     """
-    targets = np.asarray(targets, np.float64)
-    inner = np.matmul(base, targets.swapaxes(-1, -2), dtype=np.float64)
+    targets, base = np.asarray(targets, np.float64), np.asarray(base, np.float64)
+    inner = base @ targets.swapaxes(-1, -2)
     inside = frobenius(inner)
-    # Differences of vectors, not of energies: these can be 1e-8 of the whole.
-    outside = frobenius(targets - np.matmul(inner.swapaxes(-1, -2), base, dtype=np.float64))
+    # The difference of vectors, not of energies: it can be 1e-8 of the whole.
+    outside = frobenius(targets - inner.swapaxes(-1, -2) @ base)
     f = np.asarray(perturbation_norm, np.float64)
     with np.errstate(divide="ignore"):
         t = np.where(f < 1, f / np.maximum(1 - f, 0), np.inf)

@@ -23,7 +23,7 @@ from solar.codec.factors import HIGHEST
 
 
 class Fit(NamedTuple):
-    """coefficients (b, a, t) float32, zero off the support; support (b, a, t) bool; residual (b,)
+    """coefficients (b, a, t) float32, zero off the support; support (b, a, t) bool; residual (b,):
     ||X^T - P^T C||_F with every atom in use, before selection."""
 
     coefficients: jax.Array
@@ -31,21 +31,12 @@ class Fit(NamedTuple):
     residual: jax.Array
 
 
-def _solve(gram, moments, ridge):
-    """(gram + ridge * mean(diag)) C = moments, refined once; gram (a, a), moments (a, t)."""
-    lam = ridge * jnp.trace(gram) / gram.shape[0]
+def _solve(gram, moments, lam):
+    """(gram + lam I) C = moments, refined once towards lam = 0; gram (a, a), moments (a, t)."""
     lower = jnp.linalg.cholesky(gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype))
     first = jax.scipy.linalg.cho_solve((lower, True), moments)
     left_over = moments - jnp.matmul(gram, first, precision=HIGHEST)
     return first + jax.scipy.linalg.cho_solve((lower, True), left_over)
-
-
-def _solve_on(gram, moments, support, ridge):
-    """`_solve` restricted to one support (a,) of one target (a,): other rows become the identity."""
-    inside = support.astype(gram.dtype)
-    scale = jnp.trace(gram) / gram.shape[0]
-    masked = gram * inside[:, None] * inside[None, :] + jnp.diag((1 - inside) * scale)
-    return _solve(masked, (moments * inside)[:, None], ridge)[:, 0] * inside
 
 
 def _largest(score, count):
@@ -62,7 +53,7 @@ def _largest(score, count):
 
 @partial(jax.jit, static_argnames=("orthonormal", "sparse"))
 def fit(atoms, targets, weights, counts, ridge, *, orthonormal: bool, sparse: bool) -> Fit:
-    """Coefficients of targets (b, t, D) in atoms (b, a, D), float32.
+    """Coefficients of targets (b, t, D) in atoms (b, a, D), float32, before any re-fit.
 
     weights (b, t) order the coefficients; counts (b,) int32 of them are kept where `sparse`.
     """
@@ -73,20 +64,39 @@ def fit(atoms, targets, weights, counts, ridge, *, orthonormal: bool, sparse: bo
             full = moments
         else:
             gram = jnp.matmul(atoms, atoms.T, precision=HIGHEST)
-            full = _solve(gram, moments, ridge)
+            full = _solve(gram, moments, ridge * jnp.trace(gram) / gram.shape[0])
         rest = targets - jnp.matmul(full.T, atoms, precision=HIGHEST)
         residual = jnp.sqrt(jnp.sum(rest * rest))
         if not sparse:
             return Fit(full, jnp.ones(full.shape, bool), residual)
         support = _largest(jnp.abs(full) * weights[None, :], count)
-        if orthonormal:
-            kept = full * support
-        else:
-            kept = jax.vmap(_solve_on, (None, 1, 1, None), 1)(gram, moments, support, ridge)
-        return Fit(kept, support, residual)
+        return Fit(full * support, support, residual)
 
-    # One side after another: the work memory is that of one Gram matrix per component.
+    # One side after another: the work memory is that of one Gram matrix.
     return jax.lax.map(lambda x: one(*x), (atoms, targets, weights, counts))
+
+
+@partial(jax.jit, static_argnames=("most",))
+def refit(atoms, targets, support, ridge, *, most: int):
+    """Coefficients (b, a, t) fitted again on support (b, a, t), each target on its own atoms.
+
+    most: at least the number of atoms that any one target uses.
+    """
+
+    def one(atoms, target, support):
+        chosen = jnp.argsort(~support, stable=True)[:most]
+        inside = support[chosen].astype(atoms.dtype)
+        own = atoms[chosen] * inside[:, None]
+        gram = jnp.matmul(own, own.T, precision=HIGHEST)
+        scale = jnp.trace(gram) / jnp.maximum(jnp.sum(inside), 1)
+        # Places beyond the support become rows of the identity and stay at zero.
+        gram = gram + jnp.diag((1 - inside) * jnp.maximum(scale, 1))
+        moments = jnp.matmul(own, target, precision=HIGHEST)
+        solved = _solve(gram, moments[:, None], ridge * scale)[:, 0] * inside
+        return jnp.zeros(support.shape, atoms.dtype).at[chosen].set(solved)
+
+    per_side = jax.vmap(one, (None, 0, 1), 1)
+    return jax.lax.map(lambda x: per_side(*x), (atoms, targets, support))
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """The golden cases as our Bases, and the logits of a Base with or without an adapter."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from golden import cases
 
 from solar.adapters.lora import Adapter
-from solar.models.structure import assemble, structure
+from solar.models.structure import Config, assemble, structure
 from solar.objective import project
 from solar.weights.base import FAMILIES, Base
 
@@ -33,21 +34,25 @@ def hook_leaves(adapter: Adapter | None) -> tuple[dict[str, np.ndarray], dict[st
     return leaves, ranks
 
 
-def language_logits(
-    base: Base,
-    tokens: np.ndarray,
-    mask: np.ndarray,
-    adapter: Adapter | None = None,
-) -> np.ndarray:
-    """Logits (B, T, vocab) float32 of a language model; meaningful where ``mask`` is true."""
-    leaves, ranks = hook_leaves(adapter)
-    shape = structure(base.config, ranks)
+@functools.cache  # a model is compiled once, however often the tests ask it
+def compiled(config: Config, ranks: tuple[tuple[str, int], ...]) -> Callable:
+    shape = structure(config, dict(ranks))
+    if config.family == "vit":
+        return jax.jit(lambda params, pixels: assemble(shape, params)(pixels))
 
-    @jax.jit
-    def run(params: Mapping, tokens, mask):
+    def run(params, tokens, mask):
         model = assemble(shape, params)
         return project(model(tokens, mask)[0], model.head())
 
+    return jax.jit(run)
+
+
+def language_logits(
+    base: Base, tokens: np.ndarray, mask: np.ndarray, adapter: Adapter | None = None
+) -> np.ndarray:
+    """Logits (B, T, vocab) float32 of a language model; meaningful where ``mask`` is true."""
+    leaves, ranks = hook_leaves(adapter)
+    run = compiled(base.config, tuple(sorted(ranks.items())))
     params = {k: jnp.asarray(v) for k, v in {**base.params, **leaves}.items()}
     return np.asarray(run(params, jnp.asarray(tokens), jnp.asarray(mask)))
 
@@ -55,9 +60,9 @@ def language_logits(
 def image_logits(base: Base, pixels: np.ndarray, adapter: Adapter | None = None) -> np.ndarray:
     """Logits (B, labels) float32 of a ViT, or its pooled features where it has no labels."""
     leaves, ranks = hook_leaves(adapter)
-    shape = structure(base.config, ranks)
+    run = compiled(base.config, tuple(sorted(ranks.items())))
     params = {k: jnp.asarray(v) for k, v in {**base.params, **leaves}.items()}
-    return np.asarray(jax.jit(lambda p, x: assemble(shape, p)(x))(params, jnp.asarray(pixels)))
+    return np.asarray(run(params, jnp.asarray(pixels)))
 
 
 def logits(base: Base, adapter: Adapter | None = None) -> np.ndarray:
