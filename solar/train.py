@@ -126,7 +126,7 @@ def make_step(base: Base, method: Method, method_config: Any, task: Task, config
         grads = jax.tree.map(lambda g: g / count, grads)
         updates, opt_state = opt.update(grads, opt_state, trainable)
         state = (optax.apply_updates(trainable, updates), frozen, opt_state)
-        return state, loss / count, optax.global_norm(grads)
+        return state, loss / count, optax.tree.norm(grads)
 
     return jax.jit(update, donate_argnums=1), opt
 

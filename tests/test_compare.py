@@ -13,13 +13,7 @@ from experiments import compare
 from solar import record
 from solar.codec import packet
 
-SMALL = [
-    "tiny=true",
-    "tracking=disabled",
-    "codec.grids={singular:{kind:singular,sizes:[8],perturbations:[0.0,0.1],keep:[null],"
-    "atoms:vector,selection:leading,dtype:float16}}",
-    "codec.baselines={truncate:[1],bits:[1],truncate_bits:[]}",
-]
+SMALL = ["tiny=true", "tracking=disabled", "codec=tiny"]
 FAMILIES = {
     "llama": ["model=tiny-llama", "task=synthetic_text"],
     "gpt2": ["model=tiny-gpt2", "task=movie_snippets"],
@@ -81,6 +75,7 @@ def test_a_run_leaves_packets_record_and_curve(family, home, monkeypatch, capsys
 
 
 def test_an_interrupted_run_goes_on_with_what_it_has(home, monkeypatch):
+    monkeypatch.setenv("SOLAR_CACHE", str(home / "again"))
     arguments = [*SMALL, *FAMILIES["llama"], "name=again"]
     score_files = compare.score_files
 

@@ -19,7 +19,7 @@ layout pinned, so any atom can be rebuilt alone; words become numbers by exact m
 erf_inv in float32.
 """
 
-import os
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -32,6 +32,7 @@ import numpy as np
 
 from solar.codec.factors import leading_sign
 from solar.errors import SolarError
+from solar.files import write_whole
 
 KINDS = ("singular", "random", "orthogonal")
 SELECTIONS = ("leading", "sampled")
@@ -112,11 +113,9 @@ def _load(path: Path) -> np.ndarray | None:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    write_whole(path, file.getvalue())
 
 
 def singular_frames(

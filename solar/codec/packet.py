@@ -12,6 +12,7 @@ import numpy as np
 
 from solar.codec import baselines, container, solar
 from solar.codec.container import Decoded, Packet, PacketError
+from solar.files import write_whole
 
 __all__ = ["Decoded", "PacketError", "decode", "inspect", "read", "write"]
 
@@ -26,14 +27,7 @@ def read(path: str | os.PathLike) -> bytes:
 
 def write(path: str | os.PathLike, data: bytes) -> None:
     """Writes to a temporary name beside `path` and renames, so no half-written file is ever seen."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(Path(path), data)
 
 
 def _header(packet: Packet, total: int) -> dict[str, Any]:

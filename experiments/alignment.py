@@ -1,0 +1,75 @@
+"""How much of a trained adapter lies in the leading singular subspace of its base: the paper's
+premise, measured.
+
+    python -m experiments.alignment experiment=smollm2_sentiment [seed=0]
+
+Trains the adapter of the experiment, or takes it from the cache, and writes ``alignment.csv`` to
+the run's folder: for every adapted layer and side the share of energy in the leading N singular
+vectors, beside the share in a seeded random subspace of N dimensions and N / dimension.
+``paper_figures.alignment`` draws it.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from experiments.compare import shrink
+from experiments.finetune import finetune, prepare
+from experiments.program import main
+from paper_figures.alignment import COLUMNS
+from solar import packages
+from solar.adapters import peft_io
+from solar.codec.alignment import alignment
+from solar.codec.factors import canonical
+from solar.compilation import cache_compilations
+from solar.evaluate import Weights
+from solar.files import write_whole
+
+SIZES = (16, 64)
+
+
+def measure(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row per adapted layer, side and size, with the columns of the figure and the seed."""
+    setup = prepare(config)
+    adapter = peft_io.read(finetune(config, setup), setup.base)
+    cache = packages.cache_dir() / "bases"
+    shares = alignment(
+        canonical(adapter.pairs), Weights(setup.base), SIZES, cache, seed=config["seed"]
+    )
+    for share in shares:
+        yield {
+            "base": config["model"]["name"],
+            "seed": config["seed"],
+            "layer": int(re.search(r"\.(\d+)\.", share["name"])[1]),
+            "module": share["name"].rpartition(".")[2],
+            "side": share["side"],
+            "size": share["size"],
+            "alignment": share["singular"],
+            "random": share["random"],
+            "chance": share["expected"],
+        }
+
+
+@main("compare")
+def program(config: DictConfig) -> None:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    rows = list(measure(shrink(plain) if plain["tiny"] else plain))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, "seed"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = Path(HydraConfig.get().runtime.output_dir) / "alignment.csv"
+    write_whole(path, text.getvalue().encode())
+    Console().print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    cache_compilations()
+    program()
