@@ -1,15 +1,33 @@
 """Sampling from a language model with a key/value cache: a compiled prefill, a compiled step."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from solar.errors import SolarError
-from solar.models.structure import assemble, structure
+from solar.models.structure import Config, assemble, structure
 from solar.objective import project
 from solar.weights.base import Base
+
+
+@functools.cache  # batches of one shape share the compiled program
+def compiled(config: Config, ranks: tuple[tuple[str, int], ...], sample: bool) -> Callable:
+    """The jitted ``(params, tokens, mask, cache, key, temperature) -> (next tokens, cache)``."""
+    shape = structure(config, dict(ranks))
+
+    @jax.jit
+    def advance(params, tokens, mask, cache, key, temperature):
+        model = assemble(shape, params)
+        hidden, cache = model(tokens, mask, cache)
+        logits = project(hidden[:, -1], model.head())
+        if sample:
+            return jax.random.categorical(key, logits / temperature), cache
+        return jnp.argmax(logits, -1), cache
+
+    return advance
 
 
 def generate(
@@ -45,21 +63,14 @@ def generate(
     shape = structure(base.config, ranks)
     params = {k: jnp.asarray(v) for k, v in {**base.params, **(leaves or {})}.items()}
 
-    @jax.jit
-    def advance(params, tokens, mask, cache, key):
-        model = assemble(shape, params)
-        hidden, cache = model(tokens, mask, cache)
-        logits = project(hidden[:, -1], model.head())
-        if temperature > 0:
-            return jax.random.categorical(key, logits / temperature), cache
-        return jnp.argmax(logits, -1), cache
-
+    advance = compiled(base.config, tuple(sorted((ranks or {}).items())), temperature > 0)
     cache = assemble(shape, params).empty_cache(len(prompts), width + steps)
     key = jax.random.key(seed, impl="threefry2x32")
     real = jnp.ones((len(prompts), 1), bool)
     step_tokens, step_mask, drawn = jnp.asarray(tokens), jnp.asarray(mask), []
     for step in range(steps):
-        token, cache = advance(params, step_tokens, step_mask, cache, jax.random.fold_in(key, step))
+        draw = jax.random.fold_in(key, step)
+        token, cache = advance(params, step_tokens, step_mask, cache, draw, max(temperature, 1e-6))
         drawn.append(np.asarray(token))
         step_tokens, step_mask = token[:, None], real
         if stop is not None and all((np.stack(drawn, 1) == stop).any(1)):

@@ -5,13 +5,18 @@ hand.
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from experiments import compare
-from solar import record
+from solar import evaluate, record
 from solar.codec import packet
+from solar.files import write_whole
+from solar.weights.base import load
 
 SMALL = ["tiny=true", "tracking=disabled", "codec=tiny"]
 FAMILIES = {
@@ -62,7 +67,8 @@ def test_a_run_leaves_packets_record_and_curve(family, home, monkeypatch, capsys
             parts = packet.inspect(path.read_bytes())["bytes"]
             assert row["bytes"] == parts["total"]
             assert row["heads"] == parts["heads"] and (row["heads"] > 0) == (family == "vit")
-            assert row["relative_error"] <= row["bound"] * (1 + 1e-6) + 1e-6
+            if row["codec"] != "none":
+                assert row["relative_error"] <= row["bound"] * (1 + 1e-6) + 1e-6
     assert result["tiny"] and result["status"] == "complete"
     assert (folder / "curve.png").stat().st_size > 10_000
     assert (folder / "curve.pdf").stat().st_size > 5_000
@@ -108,6 +114,26 @@ def test_a_folder_of_another_config_is_refused(home, monkeypatch, capsys):
     assert "another config" in one_line(capsys)
 
 
+def test_a_packet_is_refused_by_another_base(home, capsys):
+    base = load("tiny:llama")
+    other = home / "other-base"
+    base.tokenizer.save_pretrained(other)
+    name = "model.layers.0.self_attn.v_proj.weight"
+    weights = {**base.params, name: base.params[name] * np.float32(1.0001)}
+    write_whole(other / "model.safetensors", save(weights))
+    document = {"model_type": "llama", **asdict(base.config)}
+    write_whole(other / "config.json", json.dumps(document).encode())
+    folder = home / "outputs" / "llama" / "seed=0"
+    document = json.loads((folder / "evaluation.json").read_text())
+    packets = sorted(map(str, (folder / "packets").glob("*.solar")))
+    for spec, status in (("tiny:llama", 0), (str(other), 2)):
+        job = {**document["job"], "base": {"spec": spec, "overrides": {}}}
+        place = write_whole(home / "job.json", json.dumps({"job": job, "files": packets}).encode())
+        assert evaluate.main([str(place)]) == status
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "base" in said[0]
+
+
 def one_line(capsys) -> str:
     """What was printed to stderr, which must be one line."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
@@ -133,7 +159,7 @@ def cut_gguf(folder: Path) -> Path:
         (["task.train=0"], "train"),
         (["task.source=nowhere"], "nowhere"),
         (["task=digits"], "does not fit"),
-        (["train.learning_rate=1e30"], "loss"),
+        (["train.learning_rate=1e38"], "loss"),
         (["train.schedule=stairs"], "stairs"),
         (["trian.steps=3"], "trian"),
         (["+train.stepz=3"], "stepz"),
@@ -146,9 +172,8 @@ def cut_gguf(folder: Path) -> Path:
 def test_a_mistake_is_one_line_and_exit_status_2(arguments, said, home, monkeypatch, capsys):
     cut_gguf(home)
     name = f"name=bad-{abs(hash(tuple(arguments)))}"
-    keep = "tiny=true" if "model" not in arguments[0] else "tiny=false"
-    steps = ["train.steps=4", "task.train=64", "task.validation=8", "task.test=16"]
-    steps = [] if keep == "tiny=true" else steps
-    mistaken = [keep, *SMALL[1:], *FAMILIES["llama"], *steps, name, *arguments]
+    # Without tiny=true, which would put its own model and sizes over the mistake.
+    small = ["train.steps=4", "task.train=64", "task.validation=8", "task.test=16"]
+    mistaken = [*SMALL[1:], *FAMILIES["llama"], *small, name, *arguments]
     assert run(monkeypatch, *mistaken) == 2
     assert said in one_line(capsys)

@@ -9,6 +9,8 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from golden import cases  # noqa: E402
 from golden.bases import base_of, language_logits, logits  # noqa: E402
@@ -112,9 +114,6 @@ def torch_loss(base: Base, model, batch: dict):
 @pytest.mark.parametrize("accumulate", (1, 2))
 @pytest.mark.parametrize("name", ("gpt2", "llama-own-head", "vit"))
 def test_two_steps_of_training_equal_peft_with_adamw(name, accumulate):
-    import jax
-    import jax.numpy as jnp
-
     base = random_base(name, seed=8)
     kinds = {"gpt2": ("c_attn", "c_fc"), "llama": ("q_proj", "v_proj"), "vit": ("q_proj", "v_proj")}
     config = LoraConfig(
@@ -184,7 +183,7 @@ def test_two_steps_of_training_equal_peft_with_adamw(name, accumulate):
 def test_a_trained_adapter_holds_every_projection_that_peft_adapts():
     base = random_base("vit", seed=9)
     config = replace(LoraConfig(), target_modules="all-linear", modules_to_save=("classifier",))
-    trainable, frozen = METHOD.init(__import__("jax").random.key(0), base, config)
+    trainable, frozen = METHOD.init(jax.random.key(0), base, config)
     ours = adapter(trainable, frozen).pairs
     model = peft_model(torch_model(base), config)
     adapted = {

@@ -136,7 +136,7 @@ def test_a_decoded_update_of_mixed_ranks_is_read_by_peft(family, tmp_path):
         ("q_proj", "c_attn"),
         "all-linear",
         r".*\.(q_proj|c_attn|fc1)",
-        r".*1\..*",
+        r".*\.1\..*(q_proj|c_attn|c_proj|fc2)",
         ("classifier", "mlp.fc2", "mlp.down_proj", "mlp.c_fc"),
     ],
 )

@@ -8,6 +8,7 @@ would be an adapter that silently does less.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,13 @@ REFUSED = {
     "trainable_token_indices": "trained token rows",
     "alora_invocation_tokens": "activated LoRA",
     "target_parameters": "LoRA on bare parameters",
+    "use_bdlora": "block-diagonal factors",
+    "kasa_config": "KaSA's singular values and truncated base",
+    "arrow_config": "Arrow's routing between adapters",
 }
+# Initialisations with which PEFT takes the adapter's start out of the base weights, so that the
+# factors belong to another base than the published one.
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 def read_config(folder: Path) -> dict:
@@ -47,6 +54,11 @@ def read_config(folder: Path) -> dict:
             raise SolarError(
                 f"{folder} uses {name} ({meaning}), which is not supported; train it without"
             )
+    if str(config.get("init_lora_weights", True)).lower().startswith(CHANGES_BASE):
+        raise SolarError(
+            f"{folder} was initialised by {config['init_lora_weights']}, which changes the base "
+            "weights; save it with path_initial_model_for_weight_conversion"
+        )
     if config.get("bias", "none") != "none":
         raise SolarError(
             f"{folder} trains biases (bias={config['bias']!r}); only bias='none' is read"
@@ -93,6 +105,7 @@ def read(folder: str | Path, base: Base) -> Adapter:
         )
     if not halves:
         raise SolarError(f"{file} holds no LoRA factors; give a LoRA adapter")
+    check_whole(config, file, shape.linears, halves, heads)
     pairs = {}
     for layer, half in sorted(halves.items()):
         outputs, inputs, _ = shape.linears[layer]
@@ -114,6 +127,37 @@ def read(folder: str | Path, base: Base) -> Adapter:
                 f"{name} is {head.shape} in {file}, {shape.leaves[name].shape} in the base"
             )
     return Adapter(pairs, heads)
+
+
+def check_whole(
+    config: dict, file: Path, linears: Iterable[str], found: Iterable[str], heads: Iterable[str]
+) -> None:
+    """Raises SolarError where the config names targets or trained modules that ``file`` lacks.
+
+    Lists of targets are checked, in both generations of ViT names, unless the config leaves out
+    layers; a regular expression speaks of one generation only and is not.
+    """
+    wanted, narrowed = config.get("target_modules"), ("exclude_modules", "layers_to_transform")
+    if isinstance(wanted, list) and not any(config.get(name) is not None for name in narrowed):
+        ends = [targets.OLD_VIT.get(t, t) for t in wanted]
+        saved = config.get("modules_to_save") or ()
+        lacking = [
+            name
+            for name in sorted(linears)
+            if any(name == end or name.endswith("." + end) for end in ends)
+            and not any(targets.within(name, module) for module in saved)
+            and name not in found
+        ]
+        if lacking:
+            raise SolarError(
+                f"{file} lacks the factors of {lacking[0]} ({len(lacking)} such), which its config "
+                "adapts; the file is damaged or belongs to a smaller base"
+            )
+    if config.get("modules_to_save") and not heads:
+        raise SolarError(
+            f"{file} lacks {', '.join(config['modules_to_save'])}, which its config lists in "
+            "modules_to_save; save the adapter again"
+        )
 
 
 def write(

@@ -14,7 +14,8 @@ from solar.errors import SolarError
 DEFAULTS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "vit": ("q_proj", "v_proj")}
 OUTPUT_HEADS = ("lm_head", "classifier")
 # What users of other families or of older transformers write, for the advice in the error.
-ALSO_CALLED = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "c_attn": "q_proj, v_proj"}
+OLD_VIT = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+ALSO_CALLED = {**OLD_VIT, "c_attn": "q_proj, v_proj"}
 
 
 def select(

@@ -13,6 +13,7 @@ import numpy as np
 
 from solar.codec import basis, container
 from solar.codec.basis import Recipe, Sides
+from solar.codec.blas import one_thread
 from solar.codec.factors import Factors
 
 
@@ -23,6 +24,7 @@ def _shares(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.cumsum(energy) / np.sum(targets**2)
 
 
+@one_thread
 def alignment(
     factors: Mapping[str, Factors],
     base: Mapping[str, np.ndarray],

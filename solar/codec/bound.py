@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solar.codec.blas import one_thread
 from solar.codec.factors import (
     HIGHEST,
     Factors,
@@ -77,6 +78,7 @@ def certificate(left, right, left_, right_) -> np.ndarray:
     )
 
 
+@one_thread
 def check(original: Mapping[str, Factors], decoded: Mapping[str, Factors]) -> dict[str, LayerBound]:
     """Measured error and certificate of every layer. Raises BoundViolated naming the first layer
     whose measured error exceeds its certificate by more than the rounding of the norms."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solar.codec.blas import one_thread
 from solar.errors import SolarError
 
 CUTOFF = 1e-7  # components below this share of the layer's largest one are rounding, not signal
@@ -56,6 +57,7 @@ def _balance(left, right):
     return rows_left * sign * root, rows_right * sign * root, s
 
 
+@one_thread
 def canonical(
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray, float]],
 ) -> dict[str, Factors]:
@@ -150,6 +152,7 @@ def core_of_error(left, right, left_, right_) -> np.ndarray:
     )
 
 
+@one_thread
 def relative_error(original: Mapping[str, Factors], decoded: Mapping[str, Factors]) -> float:
     """||dW - dW'||_F / ||dW||_F over all layers together, float64, dW never formed.
 

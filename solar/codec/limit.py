@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from solar.codec.blas import one_thread
 from solar.codec.factors import Factors, by_shape, core_of_product, stack
 
 POINTS = 600  # water levels in the sweep
@@ -64,6 +65,7 @@ def allocate(
     return np.where(worth, error, s**2), np.where(worth, nats, 0.0)
 
 
+@one_thread
 def rate_distortion(factors: Mapping[str, Factors]) -> list[tuple[float, float]]:
     """(bytes, relative error) along the limit, bytes rising from 0 and error falling from 1.
 

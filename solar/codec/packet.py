@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from solar.codec import baselines, container, solar
+from solar.codec.blas import one_thread
 from solar.codec.container import Decoded, Packet, PacketError
 from solar.files import write_whole
 
@@ -55,6 +56,7 @@ def inspect(data: bytes) -> dict[str, Any]:
     return header | {"heads": shapes}
 
 
+@one_thread
 def decode(
     data: bytes,
     base: Mapping[str, np.ndarray],

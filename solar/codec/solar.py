@@ -12,8 +12,10 @@ coefficients are sent); then in the same order the coefficients, component by co
 """
 
 import math
+import os
 import struct
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,8 @@ import numpy as np
 
 from solar.codec import basis, bound, checksum, container, quantize, select
 from solar.codec.basis import KINDS, SELECTIONS, Frame, Recipe, Sides
-from solar.codec.container import Base, Decoded, Encoded, Packet, PacketError
+from solar.codec.blas import one_thread
+from solar.codec.container import Base, Encoded, Packet, PacketError
 from solar.codec.factors import Factors
 from solar.errors import SolarError
 
@@ -133,26 +136,28 @@ def _rows(matrices: list[np.ndarray], atoms: str) -> np.ndarray:
 
 
 class _Frames:
-    """Singular frames of the base, loaded when first asked for and kept for one call."""
+    """Singular frames of the base weights of coded layers, loaded once for one call."""
 
-    def __init__(self, base: Mapping[str, np.ndarray], known: Base, cache: Path | None):
-        self.base, self.known, self.cache = base, known, cache
+    def __init__(
+        self, base: Mapping[str, np.ndarray], known: Base, sides: list[Side], recipe: Recipe,
+        cache: Path | None,
+    ):  # fmt: skip
+        def load(layer: int) -> tuple[Frame, Frame]:
+            name = known.names[layer]
+            return basis.singular_frames(
+                name, lambda: container.read_weight(base, name),
+                known.shapes[layer], known.digests[layer], cache,
+            )  # fmt: skip
+
         self.loaded: dict[int, tuple[Frame, Frame]] = {}
+        if recipe.kind == "singular":
+            layers = sorted({side.layer for side in sides})
+            # LAPACK lets other threads run, so weights are factorised side by side.
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                self.loaded = dict(zip(layers, pool.map(load, layers), strict=True))
 
-    def of(self, side: Side) -> Frame:
-        if side.layer not in self.loaded:
-            name = self.known.names[side.layer]
-            self.loaded[side.layer] = basis.singular_frames(
-                name,
-                lambda: container.read_weight(self.base, name),
-                self.known.shapes[side.layer],
-                self.known.digests[side.layer],
-                self.cache,
-            )
-        return self.loaded[side.layer][side.side]
-
-    def for_batch(self, recipe: Recipe, batch: list[Side]) -> list[Frame] | None:
-        return [self.of(side) for side in batch] if recipe.kind == "singular" else None
+    def for_batch(self, batch: list[Side]) -> list[Frame] | None:
+        return [self.loaded[side.layer][side.side] for side in batch] if self.loaded else None
 
 
 def _rebuild(
@@ -180,9 +185,7 @@ def _rebuild(
             ids[i, : len(which)] = which
             coefficients[i, : len(which), : len(table)] = table[:, which].T
         group = _as_group(setting, batch)
-        unperturbed = basis.sources(
-            setting.recipe, group, ids, frames.for_batch(setting.recipe, batch)
-        )
+        unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
         atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
         flat = atoms.reshape(len(batch), count, -1)
         rows = np.asarray(select.combine(coefficients, flat))
@@ -256,7 +259,7 @@ def _fit(
     for batch in _batches(setting, sides, recipe.size):
         group = _as_group(setting, batch)
         ids = np.broadcast_to(np.arange(recipe.size, dtype=np.uint32), (len(batch), recipe.size))
-        own = frames.for_batch(recipe, batch)
+        own = frames.for_batch(batch)
         unperturbed = basis.sources(recipe, group, ids, own)
         atoms, norms = basis.atoms(recipe, group, ids, unperturbed)
         ranks = np.array([len(f.values) for f in own] if own else [group.dim] * len(batch))
@@ -292,6 +295,7 @@ def _fit(
     return sent, tails
 
 
+@one_thread
 def encode(
     factors: Mapping[str, Factors],
     base: Mapping[str, np.ndarray],
@@ -312,8 +316,8 @@ def encode(
     setting = Setting() if setting is None else setting
     known = container.identify(base, factors)
     ordered = container.in_order(known, factors)
-    frames = _Frames(base, known, cache)
     sides = _coded_sides(known.shapes, [f.left.shape[1] for f in ordered])
+    frames = _Frames(base, known, sides, setting.recipe, cache)
     fitted, tails = _fit(setting, sides, ordered, frames)
 
     power = quantize.exponent(
@@ -442,7 +446,8 @@ def decode(
     sides = _coded_sides(known.shapes, packet.ranks)
     sent = _read_payload(setting, sides, power, packet.payload)
     try:
-        rebuilt, numbers = _rebuild(setting, sides, sent, _Frames(base, known, cache))
+        frames = _Frames(base, known, sides, setting.recipe, cache)
+        rebuilt, numbers = _rebuild(setting, sides, sent, frames)
     except SolarError as error:
         raise PacketError(f"packet does not fit this base: {error}") from None
     if not np.isfinite(numbers).all() or checksum.checksum(numbers, offset) != mark:

@@ -40,7 +40,7 @@ _LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 32,
 }
 
 CASES = {
@@ -85,14 +85,14 @@ def stream(name: str, seed: int = 0) -> np.random.Generator:
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """float32 weights by state-dict name: tables of size 1, kernels by fan-in, norms near one."""
+    """float32 weights by state-dict name: small tables, kernels by fan-in, norms near one."""
     found = {}
     for name, shape in shapes.items():
         draw = 2 * stream(name, seed).random(shape) - 1
         if len(shape) == 1:
             value = 0.3 * draw + (1.0 if name.endswith("weight") else 0.0)
         elif "emb" in name or "wte" in name or "wpe" in name or "cls_token" in name:
-            value = draw
+            value = 0.3 * draw
         else:
             value = draw * 2 / np.prod(shape[1:]) ** 0.5
         found[name] = value.astype(np.float32)
