@@ -25,6 +25,11 @@ DROPPING = replace(LORA, lora_dropout=0.3)
 RUN = TrainConfig(steps=10, batch_size=8, learning_rate=1e-2, checkpoint_every=5, seed=3)
 
 
+def small():
+    """The golden GPT-2 with one layer: these tests are about the loop."""
+    return base_of("gpt2", n_layer=1)
+
+
 def toy_task(count: int = 40) -> Task:
     """Continue a text by the class of its first token; learnable, and of unequal lengths."""
     draw = cases.stream("toy task")
@@ -59,7 +64,7 @@ def assert_same_bits(one, other) -> None:
 @pytest.fixture(scope="module")
 def whole():
     """Ten steps without a stop, with dropout, so that its keys have to be resumed as well."""
-    return train(base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), RUN)
+    return train(small(), lora.METHOD, DROPPING, toy_task(), RUN)
 
 
 class TestResume:
@@ -67,28 +72,26 @@ class TestResume:
         seen = []
         for _ in range(2):
             again = train(
-                base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path,
+                small(), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path,
                 log=lambda step, _: seen.append(step),
             )  # fmt: skip
             assert_same_bits(again, whole)
         assert seen == list(range(1, 11))
 
-    @pytest.mark.parametrize("last", (4, 7))
-    def test_ten_steps_equal_an_interrupt_and_a_resume(self, whole, last, tmp_path):
+    def test_ten_steps_equal_five_an_interrupt_and_a_resume(self, whole, tmp_path):
         def interrupt(step, _):
-            if step == last:
+            if step == 4:  # known while the fifth step is under way, which is finished and kept
                 os.kill(os.getpid(), signal.SIGINT)
 
         config = replace(RUN, checkpoint_every=100)  # only the interrupt saves
         with pytest.raises(KeyboardInterrupt):
-            train(base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), config, tmp_path, interrupt)
+            train(small(), lora.METHOD, DROPPING, toy_task(), config, tmp_path, interrupt)
         seen = []
         resumed = train(
-            base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), config, tmp_path,
+            small(), lora.METHOD, DROPPING, toy_task(), config, tmp_path,
             log=lambda step, _: seen.append(step),
         )  # fmt: skip
-        assert seen[0] == last + 2  # the step under way when the signal came was kept as well
-        assert seen[-1] == 10
+        assert seen == [6, 7, 8, 9, 10]
         assert_same_bits(resumed, whole)
 
     def test_an_error_from_outside_a_step_loses_at_most_one_checkpoint(self, whole, tmp_path):
@@ -97,8 +100,8 @@ class TestResume:
                 raise OSError("the disk of the log is full")
 
         with pytest.raises(OSError, match="the log is full"):
-            train(base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path, fail)
-        resumed = train(base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path)
+            train(small(), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path, fail)
+        resumed = train(small(), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path)
         assert_same_bits(resumed, whole)
 
     def test_ten_steps_equal_five_a_sigkill_and_a_resume(self, whole, tmp_path):
@@ -108,7 +111,7 @@ class TestResume:
             "import test_train as t\n"
             "def die(step, _):\n"
             "    if step == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "t.train(t.base_of('gpt2'), t.lora.METHOD, t.DROPPING, t.toy_task(), t.RUN, "
+            "t.train(t.small(), t.lora.METHOD, t.DROPPING, t.toy_task(), t.RUN, "
             f"{str(tmp_path)!r}, die)\n"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -116,46 +119,42 @@ class TestResume:
         assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["5"]
         seen = []
         resumed = train(
-            base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path,
+            small(), lora.METHOD, DROPPING, toy_task(), RUN, tmp_path,
             log=lambda step, _: seen.append(step),
         )  # fmt: skip
         assert seen == [6, 7, 8, 9, 10]
         assert_same_bits(resumed, whole)
 
-    @pytest.mark.parametrize("other", ("learning rate", "adapter", "task", "base"))
-    def test_a_folder_of_another_run_is_refused(self, other, tmp_path):
-        short = replace(RUN, steps=1, checkpoint_every=1)
-        base, adapter, task = base_of("gpt2"), LORA, toy_task()
-        train(base, lora.METHOD, adapter, task, short, tmp_path)
-        if other == "learning rate":
-            short = replace(short, learning_rate=2e-2)
-        elif other == "adapter":
-            adapter = replace(LORA, lora_alpha=5)
-        elif other == "task":
-            task = toy_task(41)
-        else:
-            base = replace(base, source="golden:another")
-        with pytest.raises(SolarError, match="holds a run of another config; remove it or choose"):
-            train(base, lora.METHOD, adapter, task, short, tmp_path)
+    def test_a_folder_of_another_run_is_refused(self, tmp_path):
+        base, short = small(), replace(RUN, steps=1, checkpoint_every=1)
+        train(base, lora.METHOD, LORA, toy_task(), short, tmp_path)
+        for base_, adapter, task, config in (
+            (base, LORA, toy_task(), replace(short, learning_rate=2e-2)),
+            (base, replace(LORA, lora_alpha=5), toy_task(), short),
+            (base, LORA, toy_task(41), short),
+            (replace(base, source="golden:another"), LORA, toy_task(), short),
+        ):
+            with pytest.raises(SolarError, match="a run of another config; remove it or choose"):
+                train(base_, lora.METHOD, adapter, task, config, tmp_path)
 
 
 class TestSteps:
     def test_loss_falls_on_a_task_that_can_be_learnt(self):
         config = replace(RUN, steps=60, batch_size=20, learning_rate=3e-2)
-        done = train(base_of("gpt2"), lora.METHOD, replace(LORA, r=4), toy_task(), config)
+        done = train(small(), lora.METHOD, replace(LORA, r=4), toy_task(), config)
         assert np.mean(done.losses[:3]) > 3
-        assert np.mean(done.losses[-5:]) < 0.5  # both labels unseen would be ln 2 at best
+        assert np.mean(done.losses[-5:]) < 0.6  # guessing between the two labels costs ln 2
 
     def test_the_same_seed_gives_the_same_losses_and_another_does_not(self, whole):
-        again = train(base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), RUN)
+        again = train(small(), lora.METHOD, DROPPING, toy_task(), RUN)
         assert_same_bits(again, whole)
         other = train(
-            base_of("gpt2"), lora.METHOD, DROPPING, toy_task(), replace(RUN, seed=4, steps=3)
+            small(), lora.METHOD, DROPPING, toy_task(), replace(RUN, seed=4, steps=3)
         )
         assert other.losses[0] != whole.losses[0]  # other examples come first
 
     def test_dropout_acts_in_training(self, whole):
-        plain = train(base_of("gpt2"), lora.METHOD, LORA, toy_task(), RUN)
+        plain = train(small(), lora.METHOD, LORA, toy_task(), RUN)
         assert plain.losses[0] == whole.losses[0]  # B is zero: nothing to drop yet
         assert plain.losses[1:] != whole.losses[1:]
         assert np.isfinite(whole.losses).all()
@@ -163,11 +162,11 @@ class TestSteps:
     @pytest.mark.parametrize("task", (toy_task(), next_token_task()), ids=("label", "next"))
     def test_accumulated_micro_batches_equal_the_big_batch(self, task):
         big = replace(RUN, steps=3)
-        one = train(base_of("gpt2"), lora.METHOD, LORA, task, big)
-        four = train(base_of("gpt2"), lora.METHOD, LORA, task, replace(big, accumulate=4))
+        one = train(small(), lora.METHOD, LORA, task, big)
+        four = train(small(), lora.METHOD, LORA, task, replace(big, accumulate=4))
         np.testing.assert_allclose(four.losses, one.losses, rtol=1e-6)
         start = jax.device_get(
-            lora.METHOD.init(jax.random.key(3, impl="threefry2x32"), base_of("gpt2"), LORA)[0]
+            lora.METHOD.init(jax.random.key(3, impl="threefry2x32"), small(), LORA)[0]
         )
         ours, theirs = host(four), host(one)
         moved = np.sqrt(sum(np.square(theirs[k] - start[k]).sum() for k in ours))
@@ -180,7 +179,7 @@ class TestSteps:
         assert {float(v) for v in whole.frozen.values()} == {2.0}
 
     def test_full_training_moves_every_kind_of_weight(self):
-        base = base_of("gpt2")
+        base = small()
         config = replace(RUN, steps=12, learning_rate=3e-3)
         done = train(base, full.METHOD, None, toy_task(), config)
         assert done.losses[-1] < 0.6 * done.losses[0]
@@ -190,7 +189,7 @@ class TestSteps:
         assert still == []
 
     def test_an_image_classifier_trains_its_fresh_head(self):
-        base = base_of("vit")
+        base = base_of("vit", num_hidden_layers=1)
         params = {k: v for k, v in base.params.items() if not k.startswith("classifier")}
         base = replace(base, params=params)
         draw = cases.stream("images")
@@ -200,16 +199,16 @@ class TestSteps:
         }
         task = Task("pictures", "image_class", arrays, arrays, arrays, identity="pictures")
         config = LoraConfig(r=2, modules_to_save=("classifier",))
-        done = train(base, lora.METHOD, config, task, replace(RUN, steps=30, batch_size=16))
+        done = train(base, lora.METHOD, config, task, replace(RUN, batch_size=16))
         assert done.losses[-1] < 0.7 * done.losses[0]
         found = lora.adapter(done.trainable, done.frozen)
         assert set(found.heads) == {"classifier.weight", "classifier.bias"}
-        assert len(found.pairs) == 4  # q and v of two layers
+        assert len(found.pairs) == 2  # q and v
 
 
 class TestRefusals:
     def test_a_loss_that_is_not_finite_stops_by_name(self, tmp_path):
-        base = base_of("gpt2")
+        base = small()
         base.params["transformer.ln_f.bias"][0] = np.nan
         with pytest.raises(SolarError, match="the loss of step 1 is nan; training stopped") as info:
             train(base, lora.METHOD, LORA, toy_task(), RUN, tmp_path)
@@ -219,18 +218,18 @@ class TestRefusals:
     def test_a_run_that_diverges_names_the_step(self):
         config = replace(RUN, learning_rate=1e30, warmup=0.0, clip=0.0)
         with pytest.raises(SolarError, match=r"the loss of step [2-9] is (nan|inf)"):
-            train(base_of("gpt2"), lora.METHOD, LORA, toy_task(), config)
+            train(small(), lora.METHOD, LORA, toy_task(), config)
 
     def test_an_empty_training_set_is_refused(self):
         empty = {k: v[:0] for k, v in toy_task().train.items()}
         for split in (empty, {}):
             task = replace(toy_task(), train=split)
             with pytest.raises(SolarError, match="task toy has no training examples"):
-                train(base_of("gpt2"), lora.METHOD, LORA, task, RUN)
+                train(small(), lora.METHOD, LORA, task, RUN)
 
     def test_settings_that_cannot_be_are_refused(self):
         with pytest.raises(SolarError, match="batch_size 8 is no multiple of accumulate 3"):
-            train(base_of("gpt2"), lora.METHOD, LORA, toy_task(), replace(RUN, accumulate=3))
+            train(small(), lora.METHOD, LORA, toy_task(), replace(RUN, accumulate=3))
         with pytest.raises(SolarError, match="schedule 'step' is unknown; use linear"):
             learning_rate(replace(RUN, schedule="step"))
         with pytest.raises(SolarError, match="no setting 'epochs'; known are steps"):

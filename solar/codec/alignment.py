@@ -1,8 +1,8 @@
 """Alignment: how much of an update lies in the leading singular subspace of its own base weight.
 
-The premise of coding in singular vectors, measured: the share of ||L||_F^2 in the span of the leading
-N left singular vectors (R and right ones alike), beside the same share for N columns of a seeded
-orthogonal matrix, whose mean is N / d. Nothing is assumed about the outcome.
+The premise of coding in singular vectors, measured: the share of ||L||_F^2 in the span of the
+leading N left singular vectors (R and right ones alike), beside the same share for N columns of a
+seeded orthogonal matrix, whose mean is N / d. Nothing is assumed about the outcome.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,9 +35,10 @@ def alignment(
 ) -> list[dict[str, Any]]:
     """One record per layer, side and size, in sorted order of names.
 
-    {"name", "side", "size", "dim", "singular", "random", "expected"}: shares of energy in the leading
-    `size` singular vectors and in as many columns of a seeded orthogonal matrix, and size / dim.
-    `size` is cut to the rank of the base weight. Layers whose update is zero are left out.
+    {"name", "side", "size", "dim", "singular", "random", "expected"}: shares of energy in the
+    leading `size` singular vectors and in as many columns of a seeded orthogonal matrix, and
+    size / dim. `size` is cut to the rank of the base weight. Layers whose update is zero are left
+    out.
     """
     known = container.identify(base, factors)
     ordered = container.in_order(known, factors)

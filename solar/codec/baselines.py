@@ -2,13 +2,13 @@
 
     float32, float16   every entry of L and R
     truncate           the leading k components, float16
-    bits               8, 4, 2 or 1 bits an entry with float16 steps, of all or the leading k components
+    bits               8, 4, 2 or 1 bits an entry with float16 steps, of all or the leading k
 
 None of them needs the base, yet the file carries its hash like any other and refuses another base.
 "float" parameters: dtype (1 byte), power of two (2). Payload: per coded layer in sorted order the
 columns of L, then of R. "bits" parameters: bits (1), power of two of the steps (2). Payload: all
-steps, then all codes packed; groups are 64 entries of a column at 8 and 4 bits and whole columns at 2
-and 1 bits, where a step per 64 entries would cost more than it brings.
+steps, then all codes packed; groups are 64 entries of a column at 8 and 4 bits and whole columns
+at 2 and 1 bits, where a step per 64 entries would cost more than it brings.
 """
 
 import struct

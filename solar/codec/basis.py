@@ -6,12 +6,13 @@ Column i on one side of one layer, a unit vector of R^d (d = m on the left, n on
     random      unit(g_i)
     orthogonal  column i of diag(signs) C[:, permutation], C the orthonormal cosine matrix
 
-pi is `leading` (1..N) or `sampled` (a seeded permutation). Past the rank k it starts again: singular
-columns repeat with fresh perturbations, orthogonal ones with fresh signs, so N may exceed d.
+pi is `leading` (1..N) or `sampled` (a seeded permutation). Past the rank k it starts again:
+singular columns repeat with fresh perturbations, orthogonal ones with fresh signs, so N may exceed
+d. Column i of `orthogonal` goes through a seeded permutation in either case.
 
-A matrix atom stacks r such columns and has one coefficient for all of them. `leading` atom i, column
-c, takes vector (i + c (1 + i // k)) mod k, so that no two of the first k^2 / r atoms are equal;
-`sampled` draws r of the k vectors without repeats, anew for every atom.
+A matrix atom stacks r such columns and has one coefficient for all of them. `leading` atom i takes
+vector (i + c (1 + i // k)) mod k for its column c, so that no two of the first k^2 / r atoms are
+equal; `sampled` draws r of the k vectors without repeats, anew for every atom.
 
 Rebuilding is a promise. Singular vectors are computed on the host in float64 with one sign rule.
 Random words are threefry2x32 under keys folded with (layer, stream + side, atom), the partitionable
@@ -73,7 +74,7 @@ class Recipe:
 
 
 class Frame(NamedTuple):
-    """Vectors (k, d) float32 of one side of one layer, one per row, and their values (k,) float64."""
+    """One side of one layer: rows (k, d) float32, a vector each, and their values (k,) float64."""
 
     rows: np.ndarray
     values: np.ndarray
@@ -82,8 +83,8 @@ class Frame(NamedTuple):
 class Sides(NamedTuple):
     """Sides of layers that are coded in one batch: they share the dimension and the atom width.
 
-    layers (b,) uint32: index of the layer among the sorted adapted names; sides (b,) uint32: 0 left,
-    1 right; dim: d; width: columns in one atom, 1 for vector atoms and r for matrix atoms.
+    layers (b,) uint32: index of the layer among the sorted adapted names; sides (b,) uint32:
+    0 left, 1 right; dim: d; width: columns in one atom, 1 for vector and r for matrix atoms.
     """
 
     layers: np.ndarray
@@ -152,7 +153,7 @@ def singular_frames(
 
 
 def smallest_gap(values: np.ndarray, count: int) -> float:
-    """Smallest (s_i - s_{i+1}) / s_1 over the leading `count`: vectors turn freely where it is 0."""
+    """Smallest (s_i - s_{i+1}) / s_1 of the leading `count`: where it is 0 vectors turn freely."""
     used = values[: count + 1]
     return float(np.min(-np.diff(used)) / used[0]) if len(used) > 1 else 1.0
 

@@ -1,9 +1,9 @@
 """BLAS: one thread inside the codec.
 
-The codec factorises many small matrices, one LAPACK call each. There the threads of OpenBLAS wait for
-one another longer than they work: on a busy 2-core machine the same batch of 512 x 512 Cholesky
-solves takes 15 times the processor time with two threads that it takes with one. Where work can be
-shared it is shared by matrices, not within one.
+The codec factorises many small matrices, one LAPACK call each. There the threads of OpenBLAS wait
+for one another longer than they work: on a busy 2-core machine a batch of 512 x 512 Cholesky solves
+took 15 times the processor time with two threads that it took with one. Where work can be shared it
+is shared by matrices, not within one.
 """
 
 from collections.abc import Callable

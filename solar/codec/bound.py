@@ -2,28 +2,20 @@
 
 With E_L = L' - L and E_R = R' - R, for any decoded factors,
 
-    ||dW - L' R'^T||_F <= ||E_L||_F ||R||_2 + ||L||_2 ||E_R||_F + ||E_L||_2 ||E_R||_F   (certificate)
+    ||dW - L' R'^T||_F <= ||E_L||_F ||R||_2 + ||L||_2 ||E_R||_F + ||E_L||_2 ||E_R||_F,
 
-and before anything is encoded, for atoms P = P_0 + F with P_0 orthonormal,
-
-    ||(I - Pi_P) X||_F <= ||(I - Pi_P0) X||_F + t ||Pi_P0 X||_F,  t = ||F||_2 / (1 - ||F||_2)  (tail)
-
-while ||F||_2 < 1; beyond that the tail bound is vacuous and reported as such. For N random columns
-in R^d only the mean is known, E ||(I - Pi) x||^2 = (1 - N/d) ||x||^2. Proofs: docs/error-bound.md.
-
-Norms of products come from small matrices in float64; dW is never formed.
+and on outputs ||(dW - dW') x|| <= ||dW - dW'||_2 ||x||. Proofs: docs/error-bound.md. Norms of
+products come from small matrices in float64; dW is never formed. What is known before encoding is
+tail.py's.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from solar.codec.blas import one_thread
 from solar.codec.factors import (
-    HIGHEST,
     Factors,
     by_shape,
     core_of_error,
@@ -35,8 +27,6 @@ from solar.errors import SolarError
 # Rounding of the float64 norms themselves, relative to the certificate and to ||L||_F ||R||_F.
 SLACK_RELATIVE = 1e-9
 SLACK_ABSOLUTE = 1e-13
-# The residual that the tail bound is held against is computed in float32.
-TAIL_SLACK = 1e-5
 
 
 class BoundViolated(SolarError):
@@ -125,68 +115,6 @@ def summary(layers: Mapping[str, LayerBound]) -> dict[str, Any]:
             for name, x in layers.items()
         ],
     }  # fmt: skip
-
-
-# -------------------------------------------------------------------------------- before encoding
-
-
-@jax.jit
-def spectral_upper(matrices) -> jax.Array:
-    """(b,) upper bounds of the spectral norms of (b, a, D), about 2% loose.
-
-    A few power steps guess the largest eigenvalue of the Gram matrix; tau bounds it if
-    tau I - gram is positive definite, which Cholesky decides. Where the guess was too low the
-    largest absolute row sum is taken, which always bounds.
-    """
-
-    def one(matrix):
-        gram = jnp.matmul(matrix, matrix.T, precision=HIGHEST)
-
-        def step(_, v):
-            w = jnp.matmul(gram, v, precision=HIGHEST)
-            return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
-
-        start = jnp.ones(gram.shape[0], gram.dtype) + jnp.arange(gram.shape[0]) % 3
-        v = jax.lax.fori_loop(0, 24, step, start / jnp.linalg.norm(start))
-        guess = 1.04 * jnp.linalg.norm(jnp.matmul(gram, v, precision=HIGHEST))
-        lower = jnp.linalg.cholesky(guess * jnp.eye(gram.shape[0], dtype=gram.dtype) - gram)
-        always = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
-        return jnp.sqrt(jnp.where(jnp.all(jnp.isfinite(lower)), guess, always))
-
-    return jax.lax.map(one, matrices)
-
-
-def tail(
-    targets: np.ndarray, base: np.ndarray, perturbation_norm: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(b,) tail bounds, infinite where vacuous, and (b,) norms ||X||_F.
-
-    targets (b, t, D); base (b, a, D) the orthonormal unperturbed atoms; perturbation_norm (b,)
-    upper bounds of ||F||_2.
-    """
-    targets, base = np.asarray(targets, np.float64), np.asarray(base, np.float64)
-    inner = base @ targets.swapaxes(-1, -2)
-    inside = frobenius(inner)
-    # The difference of vectors, not of energies: it can be 1e-8 of the whole.
-    outside = frobenius(targets - inner.swapaxes(-1, -2) @ base)
-    f = np.asarray(perturbation_norm, np.float64)
-    with np.errstate(divide="ignore"):
-        t = np.where(f < 1, f / np.maximum(1 - f, 0), np.inf)
-    bound = outside + np.where(inside > 0, t * inside, 0.0)
-    return bound, frobenius(targets)
-
-
-def exact_residual(targets: np.ndarray, atoms: np.ndarray) -> float:
-    """||(I - Pi) X||_F in float64 for targets (t, D) and the span of atoms (a, D)."""
-    q, s, _ = np.linalg.svd(np.asarray(atoms, np.float64).T, full_matrices=False)
-    q = q[:, s > 1e-7 * s[0]]
-    x = np.asarray(targets, np.float64).T
-    return float(np.linalg.norm(x - q @ (q.T @ x)))
-
-
-def expected_tail(norm: float, count: int, dim: int) -> float:
-    """Root mean square of ||(I - Pi) X||_F over seeds, for `count` random columns in R^dim."""
-    return norm * float(np.sqrt(max(0.0, 1 - count / dim)))
 
 
 def output_bound(

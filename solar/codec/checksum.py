@@ -1,12 +1,12 @@
 """Checksum: a coarse rounding of the basis that two machines agree on, or else refuse.
 
-Rounding every entry of a basis would differ on any two machines, for among millions of entries some
-always sit on a rounding boundary. Instead each side is seen through the coefficients that were sent:
-its decoded columns X' = P^T C, over ||X'||_F, meet ROWS seeded sign vectors, and these few numbers
-are rounded to multiples of a step. The sender picks the offset of the grid that keeps all of them
-farthest from a boundary and sends it, so differences of rounding size never cross one, while a
-flipped, turned or exchanged column that carries weight does. The step grows with the count of numbers
-so that the margin stays near MARGIN.
+Rounding every entry of a basis would differ on any two machines, for among millions of entries
+some always sit on a rounding boundary. Instead each side is seen through the coefficients that were
+sent: its decoded columns X' = P^T C, over ||X'||_F, meet ROWS seeded sign vectors, and these few
+numbers are rounded to multiples of a step. The sender picks the offset of the grid that keeps all
+of them farthest from a boundary and sends it, so differences of rounding size never cross one,
+while a flipped, turned or exchanged column that carries weight does. The step grows with the count
+of numbers so that the margin stays near MARGIN.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Container: the bytes of a `.solar` file, format version 1. What the payload means is the method's.
+"""Container: the bytes of a `.solar` file, format version 1; the payload is the method's.
 
     offset  size
     0       4      magic "SOLR"

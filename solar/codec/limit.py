@@ -1,9 +1,9 @@
 """Limit: the fewest bytes in which Gaussian factors of this spectrum reach a given error.
 
 Model: component j of a layer (m, n) with singular value s has a left and a right vector of m and n
-independent Gaussian entries with energy s each. A side coded at distortion D = delta * s, 0 < delta
-<= 1, needs (entries / 2) log2(1 / delta) bits (Shannon), and the optimal decoder returns a vector of
-energy (1 - delta) s whose product with the true one is (1 - delta) s as well. Then
+independent Gaussian entries with energy s each. A side coded at distortion D = delta * s, where
+0 < delta <= 1, needs (entries / 2) log2(1 / delta) bits (Shannon), and the optimal decoder returns
+a vector of energy (1 - delta) s whose product with the true one is (1 - delta) s as well. Then
 
     ||l r^T - l' r'^T||^2 = s^2 (1 - (1 - delta_l) (1 - delta_r)),
 

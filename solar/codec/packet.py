@@ -27,7 +27,7 @@ def read(path: str | os.PathLike) -> bytes:
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
-    """Writes to a temporary name beside `path` and renames, so no half-written file is ever seen."""
+    """Writes to a temporary name beside `path` and renames: no half-written file is ever seen."""
     write_whole(Path(path), data)
 
 

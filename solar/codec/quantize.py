@@ -1,7 +1,7 @@
 """Quantize: numbers and supports to bytes and back, exactly.
 
-Floats are stored as float16 (or float32) times one power of two for the whole packet, so the scale of
-an adapter never meets the range of float16. Factor entries at b bits sit on the mid-rise grid
+Floats are stored as float16 (or float32) times one power of two for the whole packet, so the scale
+of an adapter never meets the range of float16. Factor entries at b bits sit on the mid-rise grid
 (code - (2^b - 1) / 2) * step with one float16 step per group. A support of k out of n positions is
 a bitmap or its rank among all C(n, k) (combinatorial number system), whichever is shorter.
 """

@@ -1,11 +1,11 @@
-"""Select: coefficients of the factors in the atoms, by ridge least squares, and which ones are kept.
+"""Select: coefficients of the factors in the atoms by ridge least squares, and which are kept.
 
 For one side with atoms as the rows of P (a, D) and targets as the rows of X (t, D):
 
-    C = argmin ||X^T - P^T C||_F^2 + ridge * mean(diag P P^T) * ||C||_F^2,
+    C = argmin ||X^T - P^T C||_F^2 + lam ||C||_F^2,   lam = ridge * ||P P^T||_F^2 / tr(P P^T),
 
-by Cholesky on the Gram matrix P P^T, with one step of refinement that takes back most of the bias of
-the ridge where the problem is well conditioned. Near a = D plain least squares explodes; the ridge
+by Cholesky on the Gram matrix, with one step of refinement that takes back most of the bias of the
+ridge where the problem is well conditioned. Near a = D plain least squares explodes; the ridge
 bounds ||C||. Orthonormal atoms need no solve: C = P X^T.
 
 Of all a * t coefficients of a side the largest by |c| * weight are kept, weight being the norm of
@@ -31,12 +31,30 @@ class Fit(NamedTuple):
     residual: jax.Array
 
 
-def _solve(gram, moments, lam):
-    """(gram + lam I) C = moments, refined once towards lam = 0; gram (a, a), moments (a, t)."""
+def _ridge(atoms, targets, ridge):
+    """C (a, t) for atoms (a, D) and targets (t, D); rows of zeros among the atoms get zeros.
+
+    Of the two equal forms (P P^T + lam)^-1 P X^T = P (P^T P + lam)^-1 X^T the smaller matrix is
+    factorised, so that more atoms than dimensions leave it well conditioned.
+    """
+    wide = atoms.shape[0] <= atoms.shape[1]
+    own = atoms if wide else atoms.T
+    gram = jnp.matmul(own, own.T, precision=HIGHEST)
+    # Eigenvalues in their own weighting: 1 for orthonormal atoms, a / D for many random ones.
+    scale = jnp.sum(gram * gram) / jnp.maximum(jnp.trace(gram), jnp.finfo(gram.dtype).tiny)
+    lam = jnp.maximum(ridge * scale, jnp.finfo(gram.dtype).tiny)
     lower = jnp.linalg.cholesky(gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype))
-    first = jax.scipy.linalg.cho_solve((lower, True), moments)
-    left_over = moments - jnp.matmul(gram, first, precision=HIGHEST)
-    return first + jax.scipy.linalg.cho_solve((lower, True), left_over)
+
+    def solve(rows):
+        """One ridge solution for rows (t, D)."""
+        if wide:
+            moments = jnp.matmul(atoms, rows.T, precision=HIGHEST)
+            return jax.scipy.linalg.cho_solve((lower, True), moments)
+        inner = jax.scipy.linalg.cho_solve((lower, True), rows.T)
+        return jnp.matmul(atoms, inner, precision=HIGHEST)
+
+    first = solve(targets)
+    return first + solve(targets - jnp.matmul(first.T, atoms, precision=HIGHEST))
 
 
 def _largest(score, count):
@@ -59,12 +77,10 @@ def fit(atoms, targets, weights, counts, ridge, *, orthonormal: bool, sparse: bo
     """
 
     def one(atoms, targets, weights, count):
-        moments = jnp.matmul(atoms, targets.T, precision=HIGHEST)
         if orthonormal:
-            full = moments
+            full = jnp.matmul(atoms, targets.T, precision=HIGHEST)
         else:
-            gram = jnp.matmul(atoms, atoms.T, precision=HIGHEST)
-            full = _solve(gram, moments, ridge * jnp.trace(gram) / gram.shape[0])
+            full = _ridge(atoms, targets, ridge)
         rest = targets - jnp.matmul(full.T, atoms, precision=HIGHEST)
         residual = jnp.sqrt(jnp.sum(rest * rest))
         if not sparse:
@@ -85,14 +101,8 @@ def refit(atoms, targets, support, ridge, *, most: int):
 
     def one(atoms, target, support):
         chosen = jnp.argsort(~support, stable=True)[:most]
-        inside = support[chosen].astype(atoms.dtype)
-        own = atoms[chosen] * inside[:, None]
-        gram = jnp.matmul(own, own.T, precision=HIGHEST)
-        scale = jnp.trace(gram) / jnp.maximum(jnp.sum(inside), 1)
-        # Places beyond the support become rows of the identity and stay at zero.
-        gram = gram + jnp.diag((1 - inside) * jnp.maximum(scale, 1))
-        moments = jnp.matmul(own, target, precision=HIGHEST)
-        solved = _solve(gram, moments[:, None], ridge * scale)[:, 0] * inside
+        own = atoms[chosen] * support[chosen][:, None]
+        solved = _ridge(own, target[None, :], ridge)[:, 0]
         return jnp.zeros(support.shape, atoms.dtype).at[chosen].set(solved)
 
     per_side = jax.vmap(one, (None, 0, 1), 1)

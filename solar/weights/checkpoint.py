@@ -38,16 +38,19 @@ def read_config(folder: Path) -> dict:
 def read_json(path: Path) -> dict:
     """A JSON file's dictionary; raises SolarError where it is no JSON."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SolarError(f"{path} is not valid JSON ({error}); fetch the model again") from error
+    if not isinstance(found, dict):
+        raise SolarError(f"{path} holds no JSON object; fetch the model again")
+    return found
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of a model folder, by name. float16 becomes float32; bfloat16 stays as it is."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
         if missing := [f for f in files if not (folder / f).is_file()]:
             raise SolarError(f"{folder} lacks the shards {missing}; fetch them again")
     elif (folder / "model.safetensors").is_file():

@@ -1,0 +1,152 @@
+"""Tail: what is known of a side's error before it is encoded, and what it then is.
+
+For atoms P = P_0 + F whose unperturbed form P_0 is orthonormal,
+
+    ||(I - Pi_P) X||_F <= ||(I - Pi_P0) X||_F + t ||Pi_P0 X||_F,   t = ||F||_2 / (1 - ||F||_2),
+
+while ||F||_2 < 1; beyond that the bound is vacuous and reported as such. For vector atoms
+F = eps G. For matrix atoms of `leading` selection P_0 is the stack over sqrt(r), which is
+orthonormal too. For N random columns in R^d only the mean is known,
+E ||(I - Pi) x||^2 = (1 - N/d) ||x||^2. Proofs: docs/error-bound.md.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solar.codec import bound
+from solar.codec.basis import Recipe
+from solar.codec.factors import HIGHEST
+
+# Norms and residuals here are float32; relative to ||X||_F.
+SLACK = 1e-5
+
+
+class Tail(NamedTuple):
+    """One side with all N atoms and exact coefficients.
+
+    measured: ||(I - Pi_P) X||_F; bound: of the same, None where vacuous or not known; expected: its
+    root mean square over seeds, None where not known; why: the standing of the two in words.
+    """
+
+    measured: float
+    bound: float | None
+    expected: float | None
+    why: str
+
+
+@jax.jit
+def spectral_upper(matrices) -> jax.Array:
+    """(b,) upper bounds of the spectral norms of (b, a, D), about 2% loose.
+
+    A few power steps guess the largest eigenvalue of the Gram matrix; tau bounds it if
+    tau I - gram is positive definite, which Cholesky decides. Where the guess was too low the
+    largest absolute row sum is taken, which always bounds.
+    """
+
+    def one(matrix):
+        gram = jnp.matmul(matrix, matrix.T, precision=HIGHEST)
+
+        def step(_, v):
+            w = jnp.matmul(gram, v, precision=HIGHEST)
+            return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
+
+        start = jnp.ones(gram.shape[0], gram.dtype) + jnp.arange(gram.shape[0]) % 3
+        v = jax.lax.fori_loop(0, 24, step, start / jnp.linalg.norm(start))
+        guess = 1.04 * jnp.linalg.norm(jnp.matmul(gram, v, precision=HIGHEST))
+        lower = jnp.linalg.cholesky(guess * jnp.eye(gram.shape[0], dtype=gram.dtype) - gram)
+        always = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+        return jnp.sqrt(jnp.where(jnp.all(jnp.isfinite(lower)), guess, always))
+
+    return jax.lax.map(one, matrices)
+
+
+@jax.jit
+def _inside_and_outside(targets, plain):
+    """||Pi_P0 X||_F and ||(I - Pi_P0) X||_F, (b,) each, of targets (b, t, D), plain (b, a, D)."""
+    inner = jnp.einsum("btd,bad->bta", targets, plain, precision=HIGHEST)
+    # The difference of vectors, not of energies: it can be 1e-7 of the whole.
+    rest = targets - jnp.einsum("bta,bad->btd", inner, plain, precision=HIGHEST)
+    return jnp.linalg.norm(inner, axis=(1, 2)), jnp.linalg.norm(rest, axis=(1, 2))
+
+
+def tail_bound(targets, plain, perturbation_norms) -> np.ndarray:
+    """(b,) bounds of ||(I - Pi_P) X||_F, infinite where vacuous.
+
+    targets (b, t, D) float32; plain (b, a, D) float32, orthonormal rows P_0, zero rows allowed;
+    perturbation_norms (b,) upper bounds of ||F||_2.
+    """
+    inside, outside = (
+        np.asarray(x, np.float64) for x in _inside_and_outside(targets, plain)
+    )
+    f = np.asarray(perturbation_norms, np.float64)
+    with np.errstate(divide="ignore"):
+        t = np.where(f < 1, f / np.maximum(1 - f, 0), np.inf)
+    return outside + np.where(inside > 0, t, 0.0) * np.where(inside > 0, inside, 1.0)
+
+
+def exact_residual(targets: np.ndarray, atoms: np.ndarray) -> float:
+    """||(I - Pi) X||_F in float64 for targets (t, D) and the span of atoms (a, D)."""
+    q, s, _ = np.linalg.svd(np.asarray(atoms, np.float64).T, full_matrices=False)
+    q = q[:, s > 1e-7 * s[0]]
+    x = np.asarray(targets, np.float64).T
+    return float(np.linalg.norm(x - q @ (q.T @ x)))
+
+
+def expected_tail(norm: float, count: int, dim: int) -> float:
+    """Root mean square of ||(I - Pi) X||_F over seeds, `count` random columns in R^dim."""
+    return norm * float(np.sqrt(max(0.0, 1 - count / dim)))
+
+
+def tails(
+    recipe: Recipe, targets: np.ndarray, unperturbed: np.ndarray | None, atoms, norms,
+    ranks: np.ndarray, residuals: np.ndarray,
+) -> list[Tail]:  # fmt: skip
+    """What is known and what is measured for a batch of sides, all N atoms in use.
+
+    targets (b, t, D); unperturbed, atoms (b, a, width, d) and norms (b, a, width) as in basis.py;
+    ranks (b,) vectors on each side; residuals (b,) of the fit. Raises BoundViolated.
+    """
+    totals = np.linalg.norm(targets, axis=(1, 2))
+    count, width, dim = atoms.shape[1:]
+    if recipe.kind == "random" and width == 1:
+        why = "root mean square over seeds"
+        return [
+            Tail(float(r), None, expected_tail(float(x), count, dim), why)
+            for r, x in zip(residuals, totals, strict=True)
+        ]
+    if recipe.kind != "singular" or (width > 1 and recipe.selection != "leading"):
+        why = "none is known for this kind of atoms"
+        return [Tail(float(r), None, None, why) for r in residuals]
+    # Atoms past the first lap repeat vectors. Leaving them out keeps P_0 orthonormal, and as the
+    # span only shrinks by it the bound still holds.
+    first = min(count, int(ranks.max()))
+    scale = np.float32(1 / np.sqrt(width))
+    plain = unperturbed[:, :first] * scale if width > 1 else unperturbed[:, :first]
+    off = np.zeros(len(targets))
+    if norms is not None:
+        raw = atoms[:, :first] * (norms[:, :first, :, None] if width == 1 else scale)
+        moved = (raw - plain).reshape(len(targets), first, width * dim)
+    plain = plain.reshape(len(targets), first, width * dim)
+    if int(ranks.min()) < first:
+        real = (np.arange(first)[None, :] < ranks[:, None])[:, :, None]
+        plain, moved = plain * real, moved * real if norms is not None else None
+    if norms is not None:
+        # No norm is below this; where it reaches 1 there is nothing left to find out.
+        off = np.asarray(jnp.linalg.norm(moved, axis=(1, 2))) / np.sqrt(min(first, width * dim))
+        if off.min() < 1:
+            off = np.asarray(spectral_upper(moved))
+    limits = tail_bound(targets, plain, off)
+    records = []
+    for i, total in enumerate(totals):
+        measured, allowed = float(residuals[i]), limits[i] + SLACK * total
+        if measured > allowed:
+            # Ridge leaves more than the projection does, and the bound is on the projection.
+            measured = exact_residual(targets[i], np.asarray(atoms[i]).reshape(count, -1))
+        bound.hold("tail bound of a side", measured, allowed)
+        known = float(limits[i]) if np.isfinite(limits[i]) else None
+        why = "holds" if known is not None else f"vacuous: ||F||_2 near {off[i]:.3g} reaches 1"
+        records.append(Tail(measured, known, None, why))
+    return records

@@ -1,0 +1,483 @@
+"""Checkpoints in every form that is read, made here, and the one line that each broken one gives."""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from golden import cases
+from golden.bases import base_of, image_logits, logits
+from safetensors.numpy import save_file
+
+from solar.errors import SolarError
+from solar.models.structure import structure
+from solar.weights.base import Base, fingerprint, load, oriented
+from solar.weights.checkpoint import read_torch
+from solar.weights.gguf import open_gguf
+from solar.weights.layouts import rename
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def write_folder(folder: Path, case: str, tensors: dict, **config) -> Path:
+    """A Hugging Face directory of a golden case with ``tensors`` in one safetensors file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**cases.CASES[case], **config}))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def assert_same_params(found: Base, params: dict) -> None:
+    assert found.params.keys() == params.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(found.params[name], value, err_msg=name)
+
+
+def refused(folder: Path | str, message: str, **overrides) -> str:
+    with pytest.raises(SolarError, match=message) as info:
+        load(str(folder), **overrides)
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+class TestDirectories:
+    @pytest.mark.parametrize("case", ("gpt2", "llama-3-biases", "vit"))
+    def test_one_file(self, case, tmp_path):
+        base = base_of(case)
+        found = load(str(write_folder(tmp_path, case, dict(base.params))))
+        assert found.config == base.config
+        assert_same_params(found, base.params)
+        assert found.tokenizer is None
+
+    def shards(self, folder: Path, base: Base) -> dict[str, str]:
+        write_folder(folder, "llama-tied", {})
+        (folder / "model.safetensors").unlink()
+        names = sorted(base.params)
+        place = {n: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, n in enumerate(names)}
+        for file in sorted(set(place.values())):
+            save_file({n: base.params[n] for n in names if place[n] == file}, folder / file)
+        index = {"metadata": {}, "weight_map": place}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        return place
+
+    def test_shards(self, tmp_path):
+        base = base_of("llama-tied")
+        self.shards(tmp_path, base)
+        assert_same_params(load(str(tmp_path)), base.params)
+
+    def test_a_shard_that_is_not_there(self, tmp_path):
+        self.shards(tmp_path, base_of("llama-tied"))
+        (tmp_path / "model-00002-of-00002.safetensors").unlink()
+        refused(tmp_path, "lacks the shards .'model-00002-of-00002.safetensors'")
+
+    def test_half_precision_files(self, tmp_path):
+        base = base_of("llama-tied")
+        half = {k: v.astype(np.float16) for k, v in base.params.items()}
+        found = load(str(write_folder(tmp_path / "float16", "llama-tied", half)))
+        assert_same_params(found, {k: v.astype(np.float32) for k, v in half.items()})
+        brain = {k: v.astype(ml_dtypes.bfloat16) for k, v in base.params.items()}
+        found = load(str(write_folder(tmp_path / "bfloat16", "llama-tied", brain)))
+        assert {v.dtype.name for v in found.params.values()} == {"bfloat16"}
+        assert_same_params(found, brain)
+        name = "model.layers.0.self_attn.q_proj"
+        assert oriented(found, name).dtype == np.float32
+        full, rounded = logits(base), logits(found)  # float32 compute on rounded weights
+        assert 0 < np.abs(full - rounded).max() < 0.05 * np.abs(full).max()
+
+    def test_gpt2_as_the_hub_has_it(self, tmp_path):
+        """Without ``transformer.``, with the causal masks that old files store as buffers."""
+        base = base_of("gpt2")
+        held = {k.removeprefix("transformer."): v for k, v in base.params.items()}
+        for layer in range(2):
+            held[f"h.{layer}.attn.bias"] = np.tril(np.ones((1, 1, 64, 64), np.float32))
+            held[f"h.{layer}.attn.masked_bias"] = np.float32(-1e4).reshape(1)
+        held["lm_head.weight"] = held["wte.weight"]  # tied, stored all the same
+        assert_same_params(load(str(write_folder(tmp_path, "gpt2", held))), base.params)
+
+    def test_a_vit_as_transformers_saves_it(self, tmp_path):
+        """Saved names are those of before version 5 (recorded by make_golden.py)."""
+        keys = json.loads((GOLDEN / "vit-keys.json").read_text())
+        base = base_of("vit")
+        assert {k: list(v.shape) for k, v in base.params.items()} == keys["memory"]
+        assert any("encoder.layer.1.attention.attention.query" in k for k in keys["stored"])
+        held = {old: base.params[rename("vit", old)] for old in keys["stored"]}
+        held["vit.pooler.dense.weight"] = np.zeros((32, 32), np.float32)
+        assert_same_params(load(str(write_folder(tmp_path, "vit", held))), base.params)
+
+    def test_a_backbone_without_a_classifier_leaves_the_head_to_the_adapter(self, tmp_path):
+        base = base_of("vit")
+        bare = {
+            k.removeprefix("vit."): v for k, v in base.params.items() if k.startswith("vit.")
+        }  # as ViTModel saves them
+        found = load(str(write_folder(tmp_path, "vit", bare)), num_labels=7)
+        assert found.config.num_labels == 7
+        assert_same_params(found, {k: v for k, v in base.params.items() if k.startswith("vit.")})
+        # A classifier of another number of classes is left out likewise.
+        found = load(str(write_folder(tmp_path, "vit", dict(base.params))), num_labels=7)
+        assert "classifier.weight" not in found.params
+
+    def test_image_statistics_are_read_or_usual(self, tmp_path):
+        folder = write_folder(tmp_path, "vit", dict(base_of("vit").params))
+        assert load(str(folder)).image_mean == (0.5, 0.5, 0.5)
+        facts = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+        (folder / "preprocessor_config.json").write_text(json.dumps(facts))
+        assert load(str(folder)).image_mean == (0.1, 0.2, 0.3)
+        assert load(str(folder)).image_std == (0.4, 0.5, 0.6)
+
+    def test_gpt2_projections_are_turned_for_the_codec_and_others_are_not(self):
+        gpt2, llama = base_of("gpt2"), base_of("llama-tied")
+        name = "transformer.h.0.mlp.c_fc"
+        assert oriented(gpt2, name).shape == (128, 32)
+        np.testing.assert_array_equal(oriented(gpt2, name), gpt2.params[name + ".weight"].T)
+        name = "model.layers.0.self_attn.k_proj"
+        np.testing.assert_array_equal(oriented(llama, name), llama.params[name + ".weight"])
+
+    def test_a_fingerprint_is_of_names_types_and_values(self):
+        base = base_of("gpt2")
+        first = fingerprint(base)
+        assert first == fingerprint(base_of("gpt2"))
+        assert first != fingerprint(base_of("gpt2", seed=1))
+        base.params["transformer.wte.weight"] = base.params["transformer.wte.weight"].astype("f2")
+        assert first != fingerprint(base)
+
+
+class TestDinov2:
+    """Names and LayerScale of a DINOv2 checkpoint, against a forward pass that applies the scale."""
+
+    CONFIG = {
+        **{k: v for k, v in cases.CASES["vit"].items() if k not in ("id2label", "intermediate_size")},
+        "model_type": "dinov2",
+        "mlp_ratio": 2,
+    }
+
+    def checkpoint(self) -> dict[str, np.ndarray]:
+        tower = {
+            "embeddings.cls_token": (1, 1, 32),
+            "embeddings.position_embeddings": (1, 17, 32),
+            "embeddings.patch_embeddings.projection.weight": (32, 3, 8, 8),
+            "embeddings.patch_embeddings.projection.bias": (32,),
+            "layernorm.weight": (32,),
+            "layernorm.bias": (32,),
+        }
+        for layer in range(2):
+            at = f"encoder.layer.{layer}."
+            for part in ("query", "key", "value"):
+                tower |= {f"{at}attention.attention.{part}.weight": (32, 32)}
+                tower |= {f"{at}attention.attention.{part}.bias": (32,)}
+            for part, shape in (
+                ("attention.output.dense", (32, 32)), ("mlp.fc1", (64, 32)), ("mlp.fc2", (32, 64)),
+            ):  # fmt: skip
+                tower |= {f"{at}{part}.weight": shape, f"{at}{part}.bias": shape[:1]}
+            for norm in ("norm1", "norm2"):
+                tower |= {f"{at}{norm}.weight": (32,), f"{at}{norm}.bias": (32,)}
+            tower |= {f"{at}layer_scale{i}.lambda1": (32,) for i in (1, 2)}
+        return cases.weights(tower)
+
+    def forward(self, held: dict, pixels: np.ndarray) -> np.ndarray:
+        """The class token's features, in float64, with LayerScale as its own step."""
+        held = {k: v.astype(np.float64) for k, v in held.items()}
+
+        def linear(x, name):
+            return x @ held[f"{name}.weight"].T + held[f"{name}.bias"]
+
+        def norm(x, name):
+            x = x - x.mean(-1, keepdims=True)
+            x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+            return x * held[f"{name}.weight"] + held[f"{name}.bias"]
+
+        patches = pixels.reshape(-1, 3, 4, 8, 4, 8).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 16, 192)
+        kernel = held["embeddings.patch_embeddings.projection.weight"].reshape(32, 192)
+        x = patches @ kernel.T + held["embeddings.patch_embeddings.projection.bias"]
+        first = np.broadcast_to(held["embeddings.cls_token"], (len(x), 1, 32))
+        x = np.concatenate([first, x], 1) + held["embeddings.position_embeddings"]
+        erf = np.vectorize(__import__("math").erf)
+        for layer in range(2):
+            at = f"encoder.layer.{layer}."
+            h = norm(x, at + "norm1")
+            q, k, v = (
+                linear(h, f"{at}attention.attention.{part}").reshape(-1, 17, 4, 8).swapaxes(1, 2)
+                for part in ("query", "key", "value")
+            )
+            scores = np.exp(q @ k.swapaxes(2, 3) / 8**0.5)
+            h = (scores / scores.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(-1, 17, 32)
+            h = linear(h, at + "attention.output.dense")
+            x = x + held[at + "layer_scale1.lambda1"] * h
+            h = linear(norm(x, at + "norm2"), at + "mlp.fc1")
+            h = linear(h * 0.5 * (1 + erf(h / 2**0.5)), at + "mlp.fc2")
+            x = x + held[at + "layer_scale2.lambda1"] * h
+        return norm(x, "layernorm")[:, 0]
+
+    def test_layer_scale_is_folded_exactly(self, tmp_path):
+        held = self.checkpoint()
+        for name in held:
+            if "lambda1" in name:
+                held[name] = 0.3 + np.abs(held[name])  # far from one
+        tmp_path.joinpath("config.json").write_text(json.dumps(self.CONFIG))
+        save_file({**held, "embeddings.mask_token": np.zeros((1, 32), "f4")},
+                  tmp_path / "model.safetensors")  # fmt: skip
+        base = load(str(tmp_path))
+        assert base.config.intermediate_size == 64
+        assert base.image_mean == (0.485, 0.456, 0.406)
+        assert not any("scale" in name for name in base.params)
+        pixels = cases.pixels(32)
+        expected = self.forward(held, pixels)
+        np.testing.assert_allclose(image_logits(base, pixels), expected, rtol=0, atol=1e-5)
+        unscaled = {k: np.ones_like(v) if "lambda1" in k else v for k, v in held.items()}
+        assert np.abs(self.forward(unscaled, pixels) - expected).max() > 0.05
+
+
+class TestTorchFiles:
+    def test_the_tensors_that_torch_saved(self):
+        found = read_torch(GOLDEN / "torch.bin")
+        grid = np.arange(6, dtype=np.float32).reshape(2, 3)
+        np.testing.assert_array_equal(found["single"], grid / 7)
+        np.testing.assert_array_equal(found["half"], (grid / 7).astype("f2").astype("f4"))
+        np.testing.assert_array_equal(found["brain"], (grid / 7).astype(ml_dtypes.bfloat16))
+        assert found["half"].dtype == np.float32 and found["brain"].dtype == ml_dtypes.bfloat16
+        assert found["whole"].tolist() == [0, 1, 2, 3]
+        assert found["flags"].tolist() == [True, False, True]
+        assert found["second.row"].tolist() == [3.0, 4.0, 5.0]  # starts inside its storage
+
+    def test_a_tensor_that_is_not_contiguous_is_refused(self):
+        with pytest.raises(SolarError, match="holds a strided tensor; save it again as safetens"):
+            read_torch(GOLDEN / "torch-strided.bin")
+
+    def archive(self, path: Path, content: bytes) -> Path:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("archive/data.pkl", content)
+        return path
+
+    def test_a_pickle_that_calls_anything_else_is_refused_and_not_run(self, tmp_path):
+        trace = tmp_path / "ran"
+
+        class Attack:
+            def __reduce__(self):
+                return os.system, (f"touch {trace}",)
+
+        path = self.archive(tmp_path / "pytorch_model.bin", pickle.dumps({"x": Attack()}))
+        with pytest.raises(SolarError, match="refers to (posix|os|nt).system; save it again"):
+            read_torch(path)
+        for name in ("builtins.eval", "torch.load", "torch._utils._rebuild_parameter"):
+            module, _, last = name.rpartition(".")
+            called = f"c{module}\n{last}\n(S'1'\ntR.".encode()
+            with pytest.raises(SolarError, match=f"refers to {name}"):
+                read_torch(self.archive(tmp_path / "other.bin", called))
+        assert not trace.exists()
+
+    def test_a_file_that_is_cut_or_no_archive(self, tmp_path):
+        whole = (GOLDEN / "torch.bin").read_bytes()
+        for size in (0, 10, len(whole) // 2, len(whole) - 1):
+            (tmp_path / "cut.bin").write_bytes(whole[:size])
+            with pytest.raises(SolarError, match="cut.bin is not a readable torch file"):
+                read_torch(tmp_path / "cut.bin")
+
+    def test_a_folder_with_a_torch_file_is_read(self, tmp_path):
+        """Only to the point of the names: what torch.bin holds is no model."""
+        (tmp_path / "config.json").write_text(json.dumps(cases.CASES["gpt2"]))
+        (tmp_path / "pytorch_model.bin").write_bytes((GOLDEN / "torch.bin").read_bytes())
+        message = refused(tmp_path, "does not fit a gpt2")
+        assert "unexpected single" in message or "more" in message
+
+
+class TestRefusals:
+    def test_all_problems_are_reported_together(self, tmp_path):
+        held = dict(base_of("gpt2").params)
+        del held["transformer.ln_f.bias"], held["transformer.h.1.mlp.c_fc.bias"]
+        held["transformer.h.9.ln_1.weight"] = np.zeros(3, np.float32)
+        held["transformer.wpe.weight"] = held["transformer.wpe.weight"][:5]
+        message = refused(write_folder(tmp_path, "gpt2", held), "4 tensors")
+        for part in (
+            "missing transformer.ln_f.bias",
+            "missing transformer.h.1.mlp.c_fc.bias",
+            "unexpected transformer.h.9.ln_1.weight",
+            "transformer.wpe.weight is (5, 32), expected (64, 32)",
+            "Check that config.json belongs to these weights",
+        ):
+            assert part in message
+        many = refused(write_folder(tmp_path, "gpt2", {"nothing": np.zeros(1, "f4")}), "29 tensors")
+        assert many.count("missing") == 12 and "and 17 more" in many
+
+    def test_a_truncated_safetensors_file(self, tmp_path):
+        folder = write_folder(tmp_path, "gpt2", dict(base_of("gpt2").params))
+        whole = (folder / "model.safetensors").read_bytes()
+        for size in (0, 4, 200, len(whole) - 1):
+            (folder / "model.safetensors").write_bytes(whole[:size])
+            refused(folder, "model.safetensors cannot be read .*; fetch it again")
+
+    def test_configs_that_are_none(self, tmp_path):
+        folder = write_folder(tmp_path, "gpt2", {})
+        for content in (b"{", b"[1]", b"\xff\xfe\x00"):
+            (folder / "config.json").write_bytes(content)
+            refused(folder, "config.json (is not valid JSON|holds no JSON object)")
+        (folder / "config.json").unlink()
+        refused(folder, "has no config.json; give the folder of a Hugging Face model")
+
+    def test_a_broken_index_of_shards(self, tmp_path):
+        folder = write_folder(tmp_path, "gpt2", {})
+        (folder / "model.safetensors.index.json").write_text("not json")
+        refused(folder, "index.json is not valid JSON")
+
+    def test_another_kind_of_model(self, tmp_path):
+        folder = write_folder(tmp_path, "gpt2", {}, model_type="mamba")
+        refused(folder, "is a 'mamba' model; supported are dinov2, gpt2, llama, vit")
+
+    def test_a_folder_without_weights(self, tmp_path):
+        folder = write_folder(tmp_path, "gpt2", {})
+        (folder / "model.safetensors").unlink()
+        refused(folder, "has no model.safetensors .nor shards, nor pytorch_model.bin.")
+
+    def test_places_that_are_not_there(self, tmp_path):
+        refused(tmp_path / "nowhere", "nowhere does not exist; give a model folder, a GGUF file")
+        refused("smollm", "smollm does not exist")
+        (tmp_path / "model.txt").write_text("hello")
+        refused(tmp_path / "model.txt", "neither a model folder nor a GGUF or ONNX file")
+        refused("nobody/nothing", "nobody/nothing is not here and could not be fetched from the hub")
+
+    def test_an_unknown_override(self, tmp_path):
+        folder = write_folder(tmp_path, "gpt2", dict(base_of("gpt2").params))
+        refused(folder, "gpt2 has no option 'image_size'; remove it", image_size=32)
+        assert load(str(folder), dtype="bfloat16", image_size=None).config.dtype == "bfloat16"
+
+    def test_a_broken_onnx_file(self, tmp_path):
+        (tmp_path / "model.onnx").write_bytes(b"\x08\x07\x12" * 50)
+        refused(tmp_path / "model.onnx", "model.onnx (is not a whole ONNX file|holds no DINOv2)")
+
+
+class TestGGUF:
+    HEADS, PAIRS, WIDTH, INNER = 4, 2, 32, 64
+
+    def vocabulary(self) -> tuple[list[str], list[str]]:
+        """Byte-level tokens, a few merges and three control tokens; GPT-2's letters for bytes."""
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+        merges = ["t h", "th e", "Ġ the", "1 2"]
+        specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        return [*specials, *letters, *(m.replace(" ", "") for m in merges)], merges
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        tokens, _ = self.vocabulary()
+        shapes = {
+            "model.embed_tokens.weight": (len(tokens), self.WIDTH),
+            "model.norm.weight": (self.WIDTH,),
+        }
+        at, pairs = "model.layers.0.", self.PAIRS * self.WIDTH // self.HEADS
+        for name, shape in (
+            ("self_attn.q_proj", (self.WIDTH, self.WIDTH)), ("self_attn.k_proj", (pairs, self.WIDTH)),
+            ("self_attn.v_proj", (pairs, self.WIDTH)), ("self_attn.o_proj", (self.WIDTH, self.WIDTH)),
+            ("input_layernorm", (self.WIDTH,)), ("post_attention_layernorm", (self.WIDTH,)),
+            ("mlp.gate_proj", (self.INNER, self.WIDTH)), ("mlp.up_proj", (self.INNER, self.WIDTH)),
+            ("mlp.down_proj", (self.WIDTH, self.INNER)),
+        ):  # fmt: skip
+            shapes[f"{at}{name}.weight"] = shape
+        return cases.weights(shapes)
+
+    NAMES = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+
+    def write(self, path: Path, arch: str = "llama", pre: str = "smollm", **more) -> dict:
+        """A GGUF as llama.cpp's converter lays it out; returns the Hugging Face tensors in it."""
+        writer = gguf.GGUFWriter(path, arch)
+        writer.add_context_length(64)
+        writer.add_embedding_length(self.WIDTH)
+        writer.add_block_count(1)
+        writer.add_feed_forward_length(self.INNER)
+        writer.add_head_count(self.HEADS)
+        writer.add_head_count_kv(self.PAIRS)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_freq_base(700.0)
+        writer.add_rope_dimension_count(self.WIDTH // self.HEADS)
+        for name, value in more.items():
+            writer.add_string(name.replace("__", "."), value)
+        tokens, merges = self.vocabulary()
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(tokens)
+        writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
+        writer.add_token_merges(merges)
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_unk_token_id(0)
+        held, kinds = {}, gguf.GGMLQuantizationType
+        for name, weight in self.tensors().items():
+            module = name.removesuffix(".weight")
+            if module.startswith("model.layers.0."):
+                stored = f"blk.0.{self.NAMES[module.removeprefix('model.layers.0.')]}.weight"
+            else:
+                stored = f"{self.NAMES[module]}.weight"
+            heads = {"q": self.HEADS, "k": self.PAIRS}.get(module.rpartition(".")[2][0])
+            turn = module.endswith(("q_proj", "k_proj"))
+            if turn:  # the converter's permutation, which the reader has to undo
+                half = len(weight) // heads // 2
+                weight = weight.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
+            if weight.ndim == 1:
+                writer.add_tensor(stored, weight)
+            else:
+                kind = kinds.Q8_0 if "embed" in name else kinds.Q4_1
+                packed = gguf.quants.quantize(weight, kind)
+                writer.add_tensor(stored, packed, raw_dtype=kind)
+                weight = gguf.quants.dequantize(packed, kind)
+            if turn:
+                weight = weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+            held[name] = weight.astype(np.float32)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return held
+
+    def test_weights_config_and_tokenizer_come_from_the_file(self, tmp_path):
+        held = self.write(tmp_path / "model.gguf")
+        base = load(str(tmp_path / "model.gguf"))
+        assert_same_params(base, held)
+        config = base.config
+        assert config.tie_word_embeddings and config.num_key_value_heads == self.PAIRS
+        assert (config.rope_theta, config.rms_norm_eps) == (700.0, pytest.approx(1e-5))
+        assert config.head_dim == 8 and config.vocab_size == len(self.vocabulary()[0])
+        near = self.tensors()  # quantised, yet the tensors that went in
+        for name, weight in held.items():
+            assert np.abs(weight - near[name]).max() < 0.12 * np.abs(near[name]).max(), name
+        assert structure(config).leaves.keys() == held.keys()
+
+    def test_the_tokenizer_splits_digits_and_keeps_control_tokens(self, tmp_path):
+        self.write(tmp_path / "model.gguf")
+        tokenizer = load(str(tmp_path / "model.gguf")).tokenizer
+        tokens = self.vocabulary()[0]
+
+        def pieces(text: str) -> list[str]:
+            return [tokens[i] for i in tokenizer.encode(text, add_special_tokens=False)]
+
+        assert pieces("the the 12<|im_end|>") == ["the", "Ġthe", "Ġ", "1", "2", "<|im_end|>"]
+        assert tokenizer.decode(tokenizer.encode("Thé 12 €")) == "Thé 12 €"
+        assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+        assert tokenizer.pad_token_id == 2
+
+    def test_a_file_cut_anywhere_is_refused(self, tmp_path):
+        self.write(tmp_path / "whole.gguf")
+        whole = (tmp_path / "whole.gguf").read_bytes()
+        start = open_gguf(tmp_path / "whole.gguf").tensors[0].data_offset
+        cut = tmp_path / "cut.gguf"
+        for size in (0, 3, 20, 500, start // 2, start - 1, start + 7, len(whole) // 2, len(whole) - 1):
+            cut.write_bytes(whole[:size])
+            refused(cut, "cut.gguf is (not a whole GGUF file|cut short).* fetch it again")
+        cut.write_bytes(b"nonsense" * 100)
+        refused(cut, "not a whole GGUF file")
+        refused(tmp_path / "no.gguf", "does not exist")
+
+    def test_what_is_not_built_is_refused(self, tmp_path):
+        path = tmp_path / "model.gguf"
+        self.write(path, llama__rope__scaling__type="yarn")
+        refused(path, "scales its rotary positions; use the Hugging Face directory")
+        self.write(path, pre="llama-bpe")
+        refused(path, "tokenizer .gpt2, llama-bpe. is not read")
+        self.write(path, arch="qwen2")
+        refused(path, "holds a 'qwen2' model; only 'llama' is read")
