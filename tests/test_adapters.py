@@ -120,7 +120,9 @@ class TestSettings:
     def test_patterns_match_the_end_of_a_name_after_a_dot(self):
         name = "model.layers.11.self_attn.q_proj"
         assert targets.by_pattern({"q_proj": 2}, name, 1) == 2
-        assert targets.by_pattern({"proj": 2, "self_attn": 3, "1.self_attn.q_proj": 4}, name, 1) == 1
+        assert (
+            targets.by_pattern({"proj": 2, "self_attn": 3, "1.self_attn.q_proj": 4}, name, 1) == 1
+        )
         assert targets.by_pattern({"layers.1.self_attn.q_proj": 2}, name, 1) == 1
         assert targets.by_pattern({r"layers\.(10|11)\..*": 2}, name, 1) == 2
         assert scaling(8, 4, False) == 2.0 and scaling(8, 4, True) == 4.0
@@ -179,7 +181,9 @@ class TestGoldenDirectories:
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         old = {}
         for key, tensor in load_file(new / "adapter_model.safetensors").items():
-            key = re.sub(r"vit\.layers\.(\d+)\.attention", r"vit.encoder.layer.\1.attention.attention", key)
+            key = re.sub(
+                r"vit\.layers\.(\d+)\.attention", r"vit.encoder.layer.\1.attention.attention", key
+            )
             old[key.replace("q_proj", "query").replace("v_proj", "value")] = tensor
         assert "base_model.model.vit.encoder.layer.1.attention.attention.value.lora_B.weight" in old
         save_file(old, tmp_path / "adapter_model.safetensors")
@@ -287,7 +291,9 @@ class TestRefusals:
 
     def test_a_key_that_fits_no_module(self, folder):
         def extra(held):
-            held["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = np.zeros((2, 32))
+            held["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = np.zeros(
+                (2, 32)
+            )
 
         self.tensors(folder, extra)
         self.refused(folder, "1 keys that fit no module of this llama, such as .*layers.7.*q_proj")
@@ -314,7 +320,9 @@ class TestRefusals:
 
     def test_a_head_of_another_shape(self, tmp_path):
         folder = Path(shutil.copytree(GOLDEN / "peft-vit", tmp_path / "vit"))
-        with pytest.raises(SolarError, match="classifier.bias is \\(5,\\) in .*, \\(7,\\) in the base"):
+        with pytest.raises(
+            SolarError, match="classifier.bias is \\(5,\\) in .*, \\(7,\\) in the base"
+        ):
             peft_io.read(folder, base_of("vit", num_labels=7))
 
     def test_no_factors_at_all(self, folder):

@@ -1,4 +1,4 @@
-"""Models against golden logits that torch made, and their own promises: padding, cache, remat, dropout."""
+"""Models against golden logits that torch made, and their own promises: padding, cache, dropout."""
 
 from pathlib import Path
 
@@ -121,7 +121,9 @@ class TestDropout:
             drawn[f"{self.LAYER}.lora_key"] = jax.random.key_data(
                 jax.random.key(key, impl="threefry2x32")
             )
-        model = assemble(shape, {**leaves_of(base), **{k: jnp.asarray(v) for k, v in drawn.items()}})
+        model = assemble(
+            shape, {**leaves_of(base), **{k: jnp.asarray(v) for k, v in drawn.items()}}
+        )
         tokens, mask = map(jnp.asarray, cases.tokens())
         return np.asarray(project(model(tokens, mask)[0], model.head()))
 
@@ -131,7 +133,9 @@ class TestDropout:
         assert np.abs(first - self.logits(0.5, 2)).max() > 1e-3
 
     def test_a_model_that_is_not_trained_has_no_key_and_drops_nothing(self):
-        assert not any("key" in k for k in structure(base_of("gpt2").config, {self.LAYER: 2}).leaves)
+        assert not any(
+            "key" in k for k in structure(base_of("gpt2").config, {self.LAYER: 2}).leaves
+        )
         kept = self.logits(0.0, None)
         assert np.abs(kept - self.logits(0.5, 1)).max() > 1e-3
         # As good as never dropping is the same as not dropping.

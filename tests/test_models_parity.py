@@ -1,4 +1,4 @@
-"""Live: whole models against `transformers` in torch, and LoRA training here against PEFT with torch's AdamW."""
+"""Live: models against `transformers`, and LoRA training here against PEFT with torch's AdamW."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ pytest.importorskip("peft")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from golden import cases  # noqa: E402
 from golden.bases import base_of, language_logits, logits  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 
+from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from solar.adapters.lora import METHOD, LoraConfig, adapter  # noqa: E402
 from solar.generate import generate  # noqa: E402
 from solar.models.structure import structure  # noqa: E402
@@ -42,7 +42,10 @@ def torch_logits(base: Base, model) -> np.ndarray:
         if base.family == "vit":
             return model(pixel_values=torch.from_numpy(cases.pixels(32))).logits.numpy()
         tokens, mask = cases.tokens()
-        ids, real = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(mask.astype(np.int64))
+        ids, real = (
+            torch.from_numpy(tokens.astype(np.int64)),
+            torch.from_numpy(mask.astype(np.int64)),
+        )
         return model(input_ids=ids, attention_mask=real).logits.numpy() * mask[..., None]
 
 
@@ -78,13 +81,17 @@ def test_generation_equals_that_of_transformers(name):
     model = torch_model(base)
     for prompt in ([5, 9, 11, 2, 40, 7], [3]):
         out = model.generate(
-            torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+            torch.tensor([prompt]),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
         assert generate(base, [prompt], 8)[0] == out[0, len(prompt) :].tolist()
 
 
 def toy_task(base: Base) -> Task:
-    """24 random examples for ``base``; what they are does not matter, that both sides see them does."""
+    """24 random examples for ``base``; all that matters is that both sides see the same."""
     draw = cases.stream("toy task")
     if base.family == "vit":
         arrays = {
@@ -103,7 +110,9 @@ def torch_loss(base: Base, model, batch: dict):
     if base.family == "vit":
         pixels = (batch["pixels"].astype(np.float32) / 255 - base.image_mean) / base.image_std
         nchw = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2).copy())
-        return cross_entropy(model(pixel_values=nchw).logits, torch.from_numpy(batch["label"]).long())
+        return cross_entropy(
+            model(pixel_values=nchw).logits, torch.from_numpy(batch["label"]).long()
+        )
     tokens = torch.from_numpy(batch["tokens"].astype(np.int64))
     real = torch.from_numpy(batch["mask"].astype(np.int64))
     out = model(input_ids=tokens, attention_mask=real).logits[:, :-1]

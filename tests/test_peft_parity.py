@@ -1,4 +1,4 @@
-"""Live: adapter directories written by PEFT and read here, and the other way round, give the same logits."""
+"""Live: adapters written by PEFT and read here, and the other way round, give the same logits."""
 
 import warnings
 from dataclasses import replace
@@ -10,10 +10,10 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
-from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from golden import cases  # noqa: E402
 from golden.bases import base_of, logits  # noqa: E402
 
+from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from solar.adapters import peft_io, targets  # noqa: E402
 from solar.adapters.lora import Adapter, LoraConfig, head_names, plan  # noqa: E402
 from solar.models.structure import structure  # noqa: E402
@@ -25,7 +25,11 @@ KINDS = {
     "llama": ("q_proj", "v_proj"),
     "vit": ("q_proj", "v_proj"),
 }
-LAYER = {"gpt2": "h.1.attn.c_attn", "llama": "layers.1.self_attn.q_proj", "vit": "layers.1.attention.q_proj"}
+LAYER = {
+    "gpt2": "h.1.attn.c_attn",
+    "llama": "layers.1.self_attn.q_proj",
+    "vit": "layers.1.attention.q_proj",
+}
 VARIANTS = ("alpha/r", "rslora", "rank_pattern", "alpha_pattern")
 
 
@@ -56,7 +60,9 @@ def random_adapter(base: Base, config: LoraConfig) -> Adapter:
         outputs, inputs, _ = shape.linears[layer]
         drawn = cases.factors({f"{layer}.A": (rank, inputs), f"{layer}.B": (outputs, rank)})
         pairs[layer] = (drawn[f"{layer}.B"], drawn[f"{layer}.A"], scale)
-    return Adapter(pairs, cases.factors({n: shape.leaves[n].shape for n in head_names(base, config)}))
+    return Adapter(
+        pairs, cases.factors({n: shape.leaves[n].shape for n in head_names(base, config)})
+    )
 
 
 def torch_logits(base: Base, model) -> np.ndarray:
@@ -64,7 +70,10 @@ def torch_logits(base: Base, model) -> np.ndarray:
         if base.family == "vit":
             return model(pixel_values=torch.from_numpy(cases.pixels(32))).logits.numpy()
         tokens, mask = cases.tokens()
-        ids, real = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(mask.astype(np.int64))
+        ids, real = (
+            torch.from_numpy(tokens.astype(np.int64)),
+            torch.from_numpy(mask.astype(np.int64)),
+        )
         return model(input_ids=ids, attention_mask=real).logits.numpy() * mask[..., None]
 
 
@@ -149,7 +158,9 @@ def test_targets_pick_what_peft_picks(family, target):
     wanted = target if isinstance(target, str) else [t for t in target if t != "classifier"]
     model = peft.get_peft_model(
         torch_model(base),
-        peft.LoraConfig(target_modules=wanted, modules_to_save=heads, fan_in_fan_out=family == "gpt2"),
+        peft.LoraConfig(
+            target_modules=wanted, modules_to_save=heads, fan_in_fan_out=family == "gpt2"
+        ),
     )
     theirs = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.default.weight")

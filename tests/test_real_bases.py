@@ -1,10 +1,11 @@
 """The real offline bases at full depth against torch: our tensors in transformers' own modules.
 
-Run with `make test-real`; the packages are fetched once into the cache. Every comparison prints what it
-measured (`pytest -s`), and differences are relative to the largest value.
+Run with `make test-real`; the packages are fetched once into the cache. Every comparison prints
+what it measured (`pytest -s`), and differences are relative to the largest value.
 """
 
 import os
+import re
 from dataclasses import replace
 
 import jax
@@ -15,9 +16,9 @@ pytestmark = pytest.mark.real
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from benchmarks.torch_models import torch_model  # noqa: E402
 from golden.bases import image_logits, language_logits  # noqa: E402
 
+from benchmarks.torch_models import torch_model  # noqa: E402
 from solar import packages  # noqa: E402
 from solar.generate import generate  # noqa: E402
 from solar.weights import onnx  # noqa: E402
@@ -72,7 +73,10 @@ class TestSmolLM2:
         rows = self.rows(smollm2)
         assert len(set(map(len, rows))) == 3
         tokens, mask = padded(rows, left)
-        expected, found = causal_logits(smollm2, tokens, mask), language_logits(smollm2, tokens, mask)
+        expected, found = (
+            causal_logits(smollm2, tokens, mask),
+            language_logits(smollm2, tokens, mask),
+        )
         side = "left" if left else "right"
         assert relative(found[mask], expected[mask], f"smollm2 logits, {side} padded") <= 1e-3
 
@@ -84,13 +88,19 @@ class TestSmolLM2:
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
         for name, value in model.named_parameters():
-            np.testing.assert_array_equal(smollm2.params[name], value.detach().numpy(), err_msg=name)
+            np.testing.assert_array_equal(
+                smollm2.params[name], value.detach().numpy(), err_msg=name
+            )
 
     def test_tokens_equal_those_of_transformers_but_for_digits(self, smollm2):
         file = locate(SMOLLM2)
         theirs = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         ours = smollm2.tokenizer
-        texts = (*TEXTS, "naïve café, 東京 — “quoted”\n\n\tdef f(x): return x", "<|im_start|>user\nHi<|im_end|>")
+        texts = (
+            *TEXTS,
+            "naïve café, 東京 — “quoted”\n\n\tdef f(x): return x",
+            "<|im_start|>user\nHi<|im_end|>",
+        )
         for text in texts:
             ids = ours.encode(text, add_special_tokens=False)
             assert ids == theirs.encode(text, add_special_tokens=False), text
@@ -116,15 +126,19 @@ class TestDINOv2:
     def reference(self):
         """Dinov2Model with LayerScale as its own parameters, from the file before it is folded."""
         raw, tensors = onnx.read(locate(DINOV2))
-        keep = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+        keep = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+        )
         config = transformers.Dinov2Config(
             **{name: raw[name] for name in keep}, layer_norm_eps=raw["layer_norm_eps"], mlp_ratio=4
         )
         model = transformers.Dinov2Model(config).eval()
         state = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in tensors.items()}
-        if not any(k.startswith("encoder.") for k in model.state_dict()):
-            state = dinov2_names_in_memory(state, model)
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing, unexpected = model.load_state_dict(names_in_memory(state), strict=False)
         assert not unexpected and set(missing) <= {"embeddings.mask_token"}
         scale = [v for k, v in state.items() if "layer_scale" in k]
         assert len(scale) == 24 and min(float((v - 1).abs().max()) for v in scale) > 0.1
@@ -159,17 +173,12 @@ class TestDINOv2:
         assert relative(image_logits(base, pixels), expected, "dinov2 as ViT, logits") <= 1e-3
 
 
-def dinov2_names_in_memory(state: dict, model) -> dict:
-    """Checkpoint names as this release of transformers names its modules in memory."""
-    from solar.weights.layouts import rename
-
-    names = set(model.state_dict())
+def names_in_memory(state: dict) -> dict:
+    """A DINOv2 checkpoint's names as transformers 5 calls its modules in memory."""
     found = {}
-    for key, value in state.items():
-        options = [key, rename("vit", key).removeprefix("vit.")]
-        options += [o.replace("layernorm_before", "norm1") for o in options]
-        options += [o.replace("layernorm_after", "norm2") for o in options]
-        found[next((o for o in options if o in names), key)] = value
+    for name, value in state.items():
+        name = re.sub(r"attention\.attention\.(q|k|v)[a-z]+", r"attention.\1_proj", name)
+        found[name.replace("attention.output.dense", "attention.o_proj")] = value
     return found
 
 
@@ -192,5 +201,5 @@ class TestIgLM:
 
 
 def test_the_bases_are_run_in_float32():
-    """A default precision lowered elsewhere would make every comparison here pass by luck or fail."""
+    """A default precision that was lowered elsewhere would fail the comparisons here."""
     assert jax.config.jax_default_matmul_precision in (None, "highest", "float32")

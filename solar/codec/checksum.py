@@ -2,11 +2,12 @@
 
 Rounding every entry of a basis would differ on any two machines, for among millions of entries
 some always sit on a rounding boundary. Instead each side is seen through the coefficients that were
-sent: its decoded columns X' = P^T C, over ||X'||_F, meet ROWS seeded sign vectors, and these few
-numbers are rounded to multiples of a step. The sender picks the offset of the grid that keeps all
-of them farthest from a boundary and sends it, so differences of rounding size never cross one,
-while a flipped, turned or exchanged column that carries weight does. The step grows with the count
-of numbers so that the margin stays near MARGIN.
+sent: its decoded columns X' = P^T C, over sqrt(||X'||_F^2 + ||C||_F^2), meet ROWS seeded sign
+vectors, and these few numbers are rounded to multiples of a step. (Rounding moves X' by about
+||C||_F times a float32 ulp, hence the C.) The sender picks the offset of the grid that keeps all of
+them farthest from a boundary and sends it, so differences of rounding size never cross one, while a
+flipped, turned or exchanged column that carries weight does. The step grows with the count of
+numbers so that the margin stays near MARGIN.
 """
 
 import hashlib
@@ -22,14 +23,18 @@ OFFSETS = 65536
 LENGTH = 8
 
 
-def sketch(rows: np.ndarray) -> np.ndarray:
-    """(b, t, ROWS) float64 numbers of a batch of sides, rows (b, t, d) float32."""
+def sketch(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """(b, t, ROWS) float64 numbers of a batch of sides.
+
+    rows (b, t, d) float32 are what coefficients (b, a, t') decode to.
+    """
     dim = np.array([rows.shape[-1]], np.uint32)
     bits = words(seed_words(0), dim, np.array([STREAM], np.uint32), np.zeros((1, 1), np.uint32),
                  (ROWS, int(dim[0])))  # fmt: skip
     signs = np.where(np.asarray(bits)[0, 0] >> 31, -1.0, 1.0)
     rows = np.asarray(rows, np.float64)
-    norm = np.sqrt(np.sum(rows**2, axis=(1, 2), keepdims=True))
+    energy = np.sum(rows**2, axis=(1, 2)) + np.sum(coefficients.astype(np.float64) ** 2, (1, 2))
+    norm = np.sqrt(energy)[:, None, None]
     return rows @ signs.T / np.where(norm > 0, norm, 1)
 
 

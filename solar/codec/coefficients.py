@@ -183,9 +183,10 @@ def rebuild(
         flat = atoms.reshape(len(batch), count, -1)
         rows = np.asarray(select.combine(coefficients, flat))
         rows = rows.reshape(len(batch), -1, batch[0].dim)
-        for i, (side, marks) in enumerate(zip(batch, checksum.sketch(rows), strict=True)):
+        marks = checksum.sketch(rows, coefficients)
+        for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
-            numbers[side] = marks[: side.rank].ravel()
+            numbers[side] = marks[i, : side.rank].ravel()
     ordered = [numbers[side] for side in sides]
     return decoded, np.concatenate(ordered) if ordered else np.zeros(0)
 

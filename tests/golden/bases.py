@@ -7,8 +7,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden import cases
 
+from golden import cases
 from solar.adapters.lora import Adapter
 from solar.models.structure import Config, assemble, structure
 from solar.objective import project

@@ -1,8 +1,8 @@
-"""Tiny models that torch and we build from the same few lines, so that only inputs and logits are stored.
+"""Tiny models that torch and we build from the same few lines, so that only logits are stored.
 
-A case is the dictionary of a ``config.json``. Weights come from NumPy's PCG64 stream (uniform draws, which do
-not change between NumPy versions) seeded by the tensor's name; inputs likewise. This module knows no torch and
-no solar: `make_golden.py` (torch) and the tests (JAX) both import it.
+A case is the dictionary of a ``config.json``. Weights come from NumPy's PCG64 stream (uniform
+draws, which do not change between NumPy versions) seeded by the tensor's name; inputs likewise.
+This module knows no torch and no solar: `make_golden.py` (torch) and the tests (JAX) import it.
 """
 
 import zlib
@@ -34,7 +34,7 @@ _VIT = {
     "layer_norm_eps": 1e-6,
     "id2label": {str(i): f"class {i}" for i in range(5)},
 }
-# The frequency blend of Llama 3.1, with a context short enough that all its three branches are taken.
+# The frequency blend of Llama 3.1; the context is so short that all three branches are taken.
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -52,8 +52,13 @@ CASES = {
         "n_layer": 2,
         "n_head": 4,
     },
-    # Grouped queries, a head of its own, the old spelling of the rotary base, heads of another width.
-    "llama-own-head": {**_LLAMA, "rope_theta": 5000.0, "head_dim": 12, "tie_word_embeddings": False},
+    # Grouped queries, a head of its own, the old spelling of the rotary base, wider heads.
+    "llama-own-head": {
+        **_LLAMA,
+        "rope_theta": 5000.0,
+        "head_dim": 12,
+        "tie_word_embeddings": False,
+    },
     "llama-tied": {
         **_LLAMA,
         "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
@@ -100,7 +105,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, n
 
 
 def factors(shapes: Mapping[str, tuple[int, ...]], seed: int = 1) -> dict[str, np.ndarray]:
-    """float32 adapter tensors by name, none of them zero, so that a lost one shows in the logits."""
+    """float32 adapter tensors by name, none zero, so that a lost one shows in the logits."""
     return {
         name: (0.4 * (2 * stream(name, seed).random(shape) - 1)).astype(np.float32)
         for name, shape in shapes.items()

@@ -2,9 +2,9 @@
 
     cd tests && python -m golden.make_golden        (needs requirements-parity.txt)
 
-logits.npz: the logits of every case; adapters.npz: the logits with the adapters in peft-*/ that PEFT saved;
-torch.bin: a state dictionary as torch.save writes it; vit-keys.json: the names under which transformers saves
-a ViT and those it has in memory.
+logits.npz: the logits of every case; adapters.npz: the logits with the adapters in peft-*/ that
+PEFT saved; torch.bin: a state dictionary as torch.save writes it; vit-keys.json: the names under
+which transformers saves a ViT and those it has in memory.
 """
 
 import json
@@ -15,8 +15,9 @@ import numpy as np
 import peft
 import torch
 import transformers
-from golden import cases
 from safetensors import safe_open
+
+from golden import cases
 
 HERE = Path(__file__).parent
 KINDS = {
@@ -25,7 +26,10 @@ KINDS = {
     "vit": (transformers.ViTConfig, transformers.ViTForImageClassification),
 }
 ADAPTERS = {
-    "gpt2": ("gpt2", {"use_rslora": True, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "gpt2": (
+        "gpt2",
+        {"use_rslora": True, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True},
+    ),
     "llama": (
         "llama-own-head",
         {
@@ -88,7 +92,9 @@ def main() -> None:
     with safe_open(saved / "model.safetensors", "np") as file:
         stored = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     memory = {key: list(value.shape) for key, value in vit.state_dict().items()}
-    (HERE / "vit-keys.json").write_text(json.dumps({"stored": stored, "memory": memory}, indent=1) + "\n")
+    (HERE / "vit-keys.json").write_text(
+        json.dumps({"stored": stored, "memory": memory}, indent=1) + "\n"
+    )
     shutil.rmtree(saved)
 
     grid = torch.arange(6, dtype=torch.float32).reshape(2, 3)

@@ -1,0 +1,109 @@
+"""Coefficients: least squares, the ridge where it explodes, the kept ones and their re-fit."""
+
+import jax
+import numpy as np
+import pytest
+
+from solar.codec.select import combine, fit, refit
+
+
+def case(a, dim, t=3, b=2, seed=0):
+    rng = np.random.default_rng(seed)
+    atoms = rng.normal(size=(b, a, dim))
+    atoms /= np.linalg.norm(atoms, axis=-1, keepdims=True)
+    return atoms.astype(np.float32), rng.normal(size=(b, t, dim)).astype(np.float32)
+
+
+def solve(atoms, targets, count=None, ridge=1e-5, orthonormal=False):
+    b, t = targets.shape[:2]
+    keep = count is not None
+    counts = np.full(b, count if keep else 0, np.int32)
+    return fit(atoms, targets, np.ones((b, t), np.float32), counts, np.float32(ridge),
+               orthonormal=orthonormal, sparse=keep)  # fmt: skip
+
+
+def error(atoms, targets, coefficients):
+    return np.linalg.norm(targets - np.asarray(combine(coefficients, atoms)), axis=(1, 2))
+
+
+@pytest.mark.parametrize("a", [8, 24])
+def test_well_posed_problems_get_the_least_squares_solution(a):
+    atoms, targets = case(a, 32)
+    found = solve(atoms, targets, ridge=1e-6)
+    for i in range(2):
+        truth = np.linalg.lstsq(atoms[i].T.astype(np.float64), targets[i].T, rcond=None)[0]
+        np.testing.assert_allclose(found.coefficients[i], truth, atol=2e-4)
+    np.testing.assert_allclose(found.residual, error(atoms, targets, found.coefficients), rtol=1e-5)
+
+
+def test_both_forms_agree_across_the_square():
+    # One atom more than dimensions switches the form; a zero atom makes the problems equal.
+    atoms, targets = case(16, 16, seed=1)
+    more = np.concatenate([atoms, np.zeros((2, 1, 16), np.float32)], axis=1)
+    plain = np.asarray(solve(atoms, targets, ridge=1e-2).coefficients)
+    other = np.asarray(solve(more, targets, ridge=1e-2).coefficients)
+    np.testing.assert_allclose(plain, other[:, :-1], atol=1e-4)
+    assert (other[:, -1] == 0).all()
+
+
+@pytest.mark.parametrize("a", [60, 63, 64, 65, 70, 256])
+def test_ridge_bounds_the_coefficients_near_the_square(a):
+    atoms, targets = case(a, 64, b=6, seed=2)
+    found = solve(atoms, targets)
+    norms = np.linalg.norm(found.coefficients, axis=(1, 2))
+    assert (norms < 300 * np.linalg.norm(targets, axis=(1, 2))).all()
+    rounded = np.asarray(found.coefficients).astype(np.float16).astype(np.float32)
+    left = error(atoms, targets, rounded) / np.linalg.norm(targets, axis=(1, 2))
+    assert (left < (0.5 if a < 64 else 0.3)).all()
+
+
+def test_plain_least_squares_would_explode():
+    # The ridge is what the test above tests: take it away and the coefficients run off.
+    atoms, targets = case(64, 64, b=6, seed=2)
+    with_ridge = np.linalg.norm(solve(atoms, targets).coefficients, axis=(1, 2))
+    without = np.linalg.norm(solve(atoms, targets, ridge=1e-12).coefficients, axis=(1, 2))
+    assert (without > 2 * with_ridge).any()
+
+
+def test_orthonormal_atoms_need_no_solve():
+    q, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(20, 12)))
+    atoms = np.ascontiguousarray(q.T[None], np.float32)
+    targets = np.random.default_rng(4).normal(size=(1, 2, 20)).astype(np.float32)
+    inner = solve(atoms, targets, orthonormal=True).coefficients
+    np.testing.assert_allclose(inner[0], atoms[0] @ targets[0].T, atol=1e-6)
+    np.testing.assert_allclose(inner, solve(atoms, targets, ridge=1e-7).coefficients, atol=1e-5)
+
+
+def test_the_largest_weighted_coefficients_are_kept():
+    atoms = np.eye(4, dtype=np.float32)[None]
+    targets = np.array([[[4.0, 3.0, 2.0, 1.0], [40.0, 3.0, 2.0, 1.0]]], np.float32)
+    weights = np.array([[1.0, 0.01]], np.float32)
+    found = fit(atoms, targets, weights, np.array([3], np.int32), np.float32(1e-5),
+                orthonormal=True, sparse=True)  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(found.support)[0].T,
+                                  [[1, 1, 1, 0], [0, 0, 0, 0]])  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(found.coefficients)[0].T[0], [4, 3, 2, 0])
+
+
+def test_refit_is_least_squares_on_the_support_and_beats_cutting():
+    atoms, targets = case(40, 32, seed=5)
+    cut = solve(atoms, targets, count=45)
+    support = np.asarray(cut.support)
+    assert (support.sum(axis=(1, 2)) == 45).all()
+    again = np.asarray(refit(atoms, targets, support, np.float32(1e-6), most=32))
+    assert (again[~support] == 0).all()
+    for i in range(2):
+        for t in range(3):
+            on = support[i, :, t]
+            basis = atoms[i][on].T.astype(np.float64)
+            truth = np.linalg.lstsq(basis, targets[i, t].astype(np.float64), rcond=None)[0]
+            np.testing.assert_allclose(again[i, on, t], truth, atol=2e-3)
+    assert (error(atoms, targets, again) < error(atoms, targets, cut.coefficients)).all()
+
+
+def test_default_matmul_precision_does_not_matter():
+    atoms, targets = case(20, 24, seed=6)
+    plain = np.asarray(solve(atoms, targets).coefficients)
+    with jax.default_matmul_precision("bfloat16"):
+        low = np.asarray(solve(atoms, targets).coefficients)
+    np.testing.assert_array_equal(plain, low)
