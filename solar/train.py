@@ -178,6 +178,7 @@ def train(
     given = jax.eval_shape(method.update, trainable, frozen).keys()
     params = {k: jnp.asarray(v) for k, v in base.params.items() if k not in given}
     done = start = len(losses)
+    pending = None  # the step whose loss is still on the device
 
     def keep(step: int) -> None:
         if manager is not None and step > (manager.latest_step() or 0):
@@ -193,7 +194,6 @@ def train(
     try:
         with bar() as progress:
             line = progress.add_task("train", total=config.steps, completed=start, loss="", rate="")
-            pending = None
             for step in range(start, config.steps):
                 index = rows(step, config.batch_size, count, config.seed)
                 batch = {k: v[index] for k, v in task.train.items()}

@@ -77,7 +77,7 @@ def test_what_stands_in_the_padding_does_not_matter(name):
     )
 
 
-@pytest.mark.parametrize("name", ("gpt2", "llama-tied", "vit"))
+@pytest.mark.parametrize("name", ("llama-tied", "vit"))
 def test_bfloat16_stays_near_float32(name):
     full, half = logits(base_of(name)), logits(base_of(name, dtype="bfloat16"))
     assert half.dtype == np.float32
@@ -88,7 +88,7 @@ def test_bfloat16_stays_near_float32(name):
 @pytest.mark.parametrize("name", ("llama-tied", "vit"))
 def test_remat_gives_the_same_gradients(name):
     def gradients(remat):
-        base = base_of(name, remat=remat)
+        base = base_of(name, remat=remat, num_hidden_layers=1)
         shape = structure(base.config)
 
         @jax.jit

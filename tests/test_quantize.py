@@ -49,7 +49,7 @@ def test_support_size_is_the_smaller_of_two():
 
 
 def test_every_support_of_a_small_set_has_its_own_code():
-    n, k = 16, 3
+    n, k = 20, 3
     size = quantize.support_bytes(n, k)
     seen = set()
     for rank in range(math.comb(n, k)):
@@ -61,7 +61,7 @@ def test_every_support_of_a_small_set_has_its_own_code():
 
 @pytest.mark.parametrize(
     ("data", "n", "k"),
-    [(b"\xff\xff", 16, 3), (b"\x00", 16, 3), (b"\x07", 8, 4), (b"\x0f\x02", 9, 4), (b"x", 4, 4)],
+    [(b"\xff\xff", 20, 3), (b"\x00", 20, 3), (b"\x07", 8, 4), (b"\x0f\x02", 9, 4), (b"x", 4, 4)],
 )
 def test_wrong_supports_are_refused(data, n, k):
     with pytest.raises(ValueError):

@@ -128,13 +128,13 @@ class TestResume:
         assert_same_bits(resumed, whole)
 
     def test_a_folder_of_another_run_is_refused(self, tmp_path):
-        base, short = small(), replace(RUN, steps=1, checkpoint_every=1)
-        train(base, lora.METHOD, LORA, toy_task(), short, tmp_path)
+        base = small()
+        train(base, lora.METHOD, LORA, toy_task(), RUN, tmp_path)
         for base_, adapter, task, config in (
-            (base, LORA, toy_task(), replace(short, learning_rate=2e-2)),
-            (base, replace(LORA, lora_alpha=5), toy_task(), short),
-            (base, LORA, toy_task(41), short),
-            (replace(base, source="golden:another"), LORA, toy_task(), short),
+            (base, LORA, toy_task(), replace(RUN, learning_rate=2e-2)),
+            (base, replace(LORA, lora_alpha=5), toy_task(), RUN),
+            (base, LORA, toy_task(41), RUN),
+            (replace(base, source="golden:another"), LORA, toy_task(), RUN),
         ):
             with pytest.raises(SolarError, match="a run of another config; remove it or choose"):
                 train(base_, lora.METHOD, adapter, task, config, tmp_path)
@@ -147,11 +147,9 @@ class TestSteps:
         assert np.mean(done.losses[:3]) > 3
         assert np.mean(done.losses[-5:]) < 0.6  # guessing between the two labels costs ln 2
 
-    def test_the_same_seed_gives_the_same_losses_and_another_does_not(self, whole):
+    def test_the_same_seed_gives_the_same_losses_and_weights(self, whole):
         again = train(small(), lora.METHOD, DROPPING, toy_task(), RUN)
         assert_same_bits(again, whole)
-        other = train(small(), lora.METHOD, DROPPING, toy_task(), replace(RUN, seed=4, steps=3))
-        assert other.losses[0] != whole.losses[0]  # other examples come first
 
     def test_dropout_acts_in_training(self, whole):
         plain = train(small(), lora.METHOD, LORA, toy_task(), RUN)

@@ -123,6 +123,8 @@ def _pack_codes(entries: np.ndarray, groups: np.ndarray, bits: int) -> tuple[byt
     table, mask = _padded(entries, groups)
     # Scaled so that the largest entry is near 1: no step can leave the range of float16.
     power = -np.frexp(np.max(np.abs(entries), initial=0.0))[1]
+    if not len(entries):
+        return PARAMETERS.pack(bits, 0), b""
     codes, steps = quantize.midrise(np.ldexp(table, power), bits)
     payload = steps.astype("<f2").tobytes() + quantize.pack_bits(codes[mask], bits)
     return PARAMETERS.pack(bits, int(power)), payload

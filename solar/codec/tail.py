@@ -78,9 +78,7 @@ def tail_bound(targets, plain, perturbation_norms) -> np.ndarray:
     targets (b, t, D) float32; plain (b, a, D) float32, orthonormal rows P_0, zero rows allowed;
     perturbation_norms (b,) upper bounds of ||F||_2.
     """
-    inside, outside = (
-        np.asarray(x, np.float64) for x in _inside_and_outside(targets, plain)
-    )
+    inside, outside = (np.asarray(x, np.float64) for x in _inside_and_outside(targets, plain))
     f = np.asarray(perturbation_norms, np.float64)
     with np.errstate(divide="ignore"):
         t = np.where(f < 1, f / np.maximum(1 - f, 0), np.inf)

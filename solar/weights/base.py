@@ -69,7 +69,7 @@ def load(spec: str, **overrides) -> Base:
         if any(
             (path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
         ):
-            extra["tokenizer"] = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            extra["tokenizer"] = read_tokenizer(path)
     else:
         raise SolarError(
             f"{path} is neither a model folder nor a GGUF or ONNX file; check the path"
@@ -81,6 +81,17 @@ def load(spec: str, **overrides) -> Base:
     if config.family == "vit":
         extra["image_mean"], extra["image_std"] = image_statistics(path, kind)
     return Base(spec, config, fit(config, tensors, spec), **extra)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; raises SolarError where its files are damaged."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise SolarError(
+            f"the tokenizer in {folder} cannot be read ({reason}); fetch it again"
+        ) from error
 
 
 def adjust(config: Config, overrides: Mapping) -> Config:

@@ -1,0 +1,434 @@
+"""The file: what goes in comes out, its length is what is reported, and a broken one is refused."""
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from solar.codec import basis, container, packet
+from solar.codec.basis import Recipe
+from solar.codec.coefficients import Setting
+from solar.codec.container import PacketError
+from solar.codec.factors import Factors, canonical, relative_error
+from solar.codec.solar import encode
+from solar.errors import SolarError
+
+SHAPES = {"a.q": (24, 24), "a.v": (12, 24), "b.q": (24, 24), "b.v": (12, 24)}
+
+
+@pytest.fixture(scope="module")
+def base():
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def adapter(seed=1, names=tuple(SHAPES), r=3):
+    rng = np.random.default_rng(seed)
+    return canonical({
+        name: (rng.normal(size=(SHAPES[name][0], r)) * [1, 0.4, 0.2][:r],
+               rng.normal(size=(r, SHAPES[name][1])), 0.7)
+        for name in names
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def update():
+    return adapter()
+
+
+def same(one, other):
+    assert list(one) == list(other)
+    for name in one:
+        for side in (0, 1):
+            np.testing.assert_array_equal(one[name][side], other[name][side])
+
+
+def resign(body: bytes) -> bytes:
+    """The same bytes with a checksum that fits, as someone hostile would send them."""
+    return body[:-8] + hashlib.sha256(body[:-8]).digest()[:8]
+
+
+SETTINGS = [
+    Setting(Recipe("singular", 8)),
+    Setting(Recipe("singular", 30, 0.2, "sampled", 2**63), keep=7),
+    Setting(Recipe("singular", 8, 0.1), dtype="float32"),
+    Setting(Recipe("singular", 40, 0.1, "sampled"), "matrix", keep=9),
+    Setting(Recipe("singular", 10), "matrix"),
+    Setting(Recipe("random", 40, seed=3), keep=5),
+    Setting(Recipe("random", 12), "matrix"),
+    Setting(Recipe("orthogonal", 12), keep=6),
+    Setting(Recipe("orthogonal", 12), "matrix"),
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_round_trip(base, update, setting, tmp_path):
+    made = encode(update, base, setting, usual_names=base, cache=tmp_path)
+    assert made.report["bytes"]["total"] == len(made.data) == sum(
+        made.report["bytes"][part] for part in ("payload", "header", "heads")
+    )
+    assert made.report["bytes"]["header"] <= 128 + 2 * len(base)
+    found = packet.decode(made.data, base, usual_names=base)
+    same(found.factors, made.factors)
+    assert made.report["relative_error"] == pytest.approx(
+        relative_error(update, found.factors), rel=1e-9
+    )
+    assert made.report["relative_error"] <= made.report["bound"]
+    assert found.header == {k: v for k, v in packet.inspect(made.data).items() if k != "heads"}
+    recipe = found.header["recipe"]
+    assert Recipe(**recipe) == setting.recipe and found.header["keep"] == setting.keep
+    json.dumps(made.report), json.dumps(packet.inspect(made.data))
+
+
+def test_error_never_rises_with_an_orthonormal_basis(base, update):
+    for kind in ("singular", "orthogonal"):
+        errors = [
+            encode(update, base, Setting(Recipe(kind, size), dtype="float32")).report
+            for size in (1, 3, 6, 12, 24)
+        ]
+        errors = [report["relative_error"] for report in errors]
+        assert all(b <= a + 1e-6 for a, b in zip(errors, errors[1:], strict=False))
+        assert errors[-1] < (1e-5 if kind == "orthogonal" else 0.8)
+    kept = [
+        encode(update, base, Setting(Recipe("orthogonal", 24), keep=k)).report["relative_error"]
+        for k in (1, 4, 8, 16, 23, None)
+    ]
+    assert all(b < a for a, b in zip(kept, kept[1:], strict=False))
+
+
+def test_a_larger_pool_helps_up_to_the_whole_space(base, update):
+    errors = [
+        encode(update, base, Setting(Recipe("random", size))).report["relative_error"]
+        for size in (6, 12, 23, 24, 25, 60)
+    ]
+    assert errors[0] > errors[1] > errors[2] > errors[4] and max(errors[3:]) < 0.5
+    assert errors[-1] < 2e-3
+
+
+def test_gauge_does_not_change_the_decoded_update(base):
+    rng = np.random.default_rng(5)
+    pairs = {k: (rng.normal(size=(m, 3)) * [1, 0.4, 0.2], rng.normal(size=(3, n)), 1.0)
+             for k, (m, n) in SHAPES.items()}  # fmt: skip
+    setting = Setting(Recipe("singular", 8, 0.1), dtype="float32")
+    plain = encode(canonical(pairs), base, setting).factors
+    for condition in (1, 30, 1e3):
+        u, _, vt = np.linalg.svd(rng.normal(size=(3, 3)))
+        gauge = u @ np.diag(np.geomspace(condition, 1, 3)) @ vt
+        turned = {k: ((b @ gauge).astype(np.float32), np.linalg.solve(gauge, a).astype(np.float32),
+                      1.0) for k, (b, a, _) in pairs.items()}  # fmt: skip
+        found = encode(canonical(turned), base, setting).factors
+        assert relative_error(plain, found) < 1e-4
+
+
+def test_names_are_implied_or_listed(base, update):
+    setting = Setting(Recipe("random", 4))
+    implied = encode(update, base, setting, usual_names=reversed(base))
+    listed = encode(update, base, setting)
+    assert packet.inspect(implied.data)["names"] is None
+    assert packet.inspect(listed.data)["names"] == sorted(base)
+    assert len(implied.data) < len(listed.data)
+    same(packet.decode(implied.data, base).factors, packet.decode(listed.data, base).factors)
+    few = adapter(names=("b.q", "a.v"))
+    part = encode(few, base, setting, usual_names=base)
+    same(packet.decode(part.data, base, usual_names=base).factors, part.factors)
+    implied_few = encode(few, base, setting, usual_names=few)
+    with pytest.raises(PacketError, match="another base: it adapts 2 layers"):
+        packet.decode(implied_few.data, base)
+
+
+def test_zero_updates_and_ranks_that_differ(base, update):
+    mixed = dict(update)
+    mixed["a.v"] = Factors(np.zeros((12, 0), np.float32), np.zeros((24, 0), np.float32))
+    mixed["b.q"] = Factors(update["b.q"].left[:, :1], update["b.q"].right[:, :1])
+    for atoms in ("vector", "matrix"):
+        made = encode(mixed, base, Setting(Recipe("orthogonal", 12), atoms), usual_names=base)
+        found = packet.decode(made.data, base)
+        same(found.factors, made.factors)
+        assert found.header["ranks"] == [3, 0, 1, 3]
+        assert found.factors["a.v"].left.shape == (12, 0)
+        assert made.report["bytes"]["header"] <= 128 + 2 * len(base)
+    nothing = {k: Factors(np.zeros((m, 0), np.float32), np.zeros((n, 0), np.float32))
+               for k, (m, n) in SHAPES.items()}  # fmt: skip
+    made = encode(nothing, base, Setting(Recipe("singular", 12)))
+    assert made.report["bytes"]["payload"] == 0 and made.report["relative_error"] == 0
+    same(packet.decode(made.data, base).factors, nothing)
+
+
+def test_a_layer_that_is_better_left_out_is_left_out(base, update):
+    # One matrix atom a side: projections of L and R that explain almost nothing, so that the two
+    # errors together often exceed the update itself.
+    reports = [
+        encode(update, base, Setting(Recipe("random", 1, seed=seed), "matrix")).report
+        for seed in range(12)
+    ]
+    assert any(report["left_out"] for report in reports)
+    for report in reports:
+        for layer in report["layers"]:
+            assert layer["measured"] <= layer["norm"] * (1 + 1e-12)
+            if layer["name"] in report["left_out"]:
+                assert layer["measured"] == layer["norm"]
+
+
+def test_heads_travel_and_are_counted_apart(base, update):
+    rng = np.random.default_rng(6)
+    heads = {"score.weight": rng.normal(size=(5, 24)), "bias": np.float32(rng.normal(size=5)),
+             "scale": np.array(0.5)}  # fmt: skip
+    setting = Setting(Recipe("random", 4))
+    plain = encode(update, base, setting)
+    for dtype, item in (("float16", 2), ("float32", 4)):
+        made = encode(update, base, setting, heads=heads, head_dtype=dtype)
+        found = packet.decode(made.data, base).heads
+        assert list(found) == sorted(heads)
+        for name, head in heads.items():
+            np.testing.assert_array_equal(found[name], head.astype(dtype).astype(np.float32))
+        counts = made.report["bytes"]
+        assert counts["heads"] == 126 * item + sum(4 + len(k) + 4 * heads[k].ndim for k in heads)
+        assert counts["header"] == plain.report["bytes"]["header"]
+        assert packet.inspect(made.data)["heads"]["score.weight"] == [5, 24]
+    with pytest.raises(SolarError, match="head x holds values beyond float16"):
+        encode(update, base, setting, heads={"x": np.array([1e6])})
+
+
+@pytest.fixture(scope="module")
+def small(base, update):
+    """A small packet with every part in it."""
+    few = {"a.v": Factors(update["a.v"].left[:, :1], update["a.v"].right[:, :1])}
+    made = encode(few, base, Setting(Recipe("singular", 6, 0.1), keep=2), heads={"h": np.ones(2)})
+    return made.data, made.factors
+
+
+def test_every_altered_byte_is_noticed(base, small):
+    data, _ = small
+    assert len(data) < 200
+    for at in range(len(data)):
+        for mask in (1, 0x80, 0xFF):
+            broken = bytearray(data)
+            broken[at] ^= mask
+            with pytest.raises(PacketError):
+                packet.decode(bytes(broken), base)
+
+
+def test_every_truncation_and_extension_is_noticed(base, small):
+    data, _ = small
+    for length in range(len(data)):
+        with pytest.raises(PacketError):
+            packet.decode(data[:length], base)
+    for more in (b"\0", data):
+        with pytest.raises(PacketError, match="after its end"):
+            packet.decode(data + more, base)
+
+
+def test_altered_packets_with_a_fitting_checksum(base, small):
+    data, factors = small
+    parameters = container.FIXED.size
+    refused = 0
+    for at in range(len(data) - container.CHECKSUM):
+        if parameters + 4 <= at < parameters + 8:
+            continue  # N and K: the payload no longer fits, tested below without compiling anew
+        broken = bytearray(data)
+        broken[at] ^= 2
+        broken = resign(bytes(broken))
+        try:
+            found = packet.decode(broken, base)
+        except PacketError:
+            refused += 1
+            continue
+        # Only heads may differ: any other change is caught by hash, table or basis checksum.
+        same(found.factors, factors)
+    assert refused > 0.7 * len(data)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (0, b"PK\x03\x04", "not a .solar packet"),
+        (4, b"\x02", "format version 2, this program reads 1"),
+        (4, b"\x00", "no format version 0"),
+        (5, b"\x63", "unknown to this program"),
+        (6, b"\x04", "flags 4, unknown"),
+        (8, b"\x00\x00", "another base"),
+        (24, b"\x00\x00", "no layer"),
+        (34, struct.pack("<Q", 2**62), "truncated"),
+        (50, b"\x09", "kind of basis unknown"),
+        (54, b"\xff\xff", "payload does not fit"),
+        (56, b"\x05", "payload does not fit"),
+        (58, struct.pack("<f", np.nan), "perturbation nan"),
+        (62, b"\x01", "basis mismatch"),
+    ],
+)
+def test_faults_are_named(base, small, at, value, message):
+    broken = small[0][:at] + value + small[0][at + len(value) :]
+    with pytest.raises(PacketError, match=message):
+        packet.decode(resign(broken), base)
+
+
+def test_plain_faults_are_named(base, small, tmp_path):
+    with pytest.raises(PacketError, match="not a .solar packet"):
+        packet.decode(b"", base)
+    with pytest.raises(PacketError, match="truncated"):
+        packet.inspect(small[0][:-1])
+    with pytest.raises(PacketError, match="cannot read packet"):
+        packet.read(tmp_path / "missing.solar")
+
+
+def test_another_base_is_refused(base, update):
+    made = encode(update, base, Setting(Recipe("random", 4)), usual_names=base)
+    other = dict(base)
+    other["a.q"] = np.nextafter(base["a.q"], np.float32(9))  # a single ulp
+    for wrong in (other, {k: v for k, v in base.items() if k != "a.q"},
+                  {k + "x": v for k, v in base.items()}, {}):  # fmt: skip
+        with pytest.raises(PacketError, match="another base"):
+            packet.decode(made.data, wrong)
+    listed = encode(update, base, Setting(Recipe("random", 4)))
+    with pytest.raises(PacketError, match="layer a.q is not among the base weights"):
+        packet.decode(listed.data, {k: v for k, v in base.items() if k != "a.q"})
+    reshaped = dict(base)
+    reshaped["a.v"] = base["a.v"].reshape(24, 12)
+    with pytest.raises(PacketError, match="another base"):
+        packet.decode(made.data, reshaped)
+
+
+@pytest.mark.parametrize("spoil", ["flip", "swap", "turn"])
+def test_another_basis_is_refused(base, update, spoil, monkeypatch):
+    made = encode(update, base, Setting(Recipe("singular", 8)))
+    true = basis.singular_frames
+
+    def spoiled(name, weight, shape, digest, cache):
+        left, right = true(name, weight, shape, digest, cache)
+        if name != "b.q":
+            return left, right
+        rows = left.rows.copy()
+        if spoil == "flip":
+            rows[5] *= -1
+        elif spoil == "swap":
+            rows[[2, 3]] = rows[[3, 2]]
+        else:
+            c, s = np.cos(0.01), np.sin(0.01)
+            rows[[1, 2]] = np.array([[c, s], [-s, c]], np.float32) @ rows[[1, 2]]
+        return left._replace(rows=rows), right
+
+    monkeypatch.setattr(basis, "singular_frames", spoiled)
+    with pytest.raises(PacketError, match="basis mismatch"):
+        packet.decode(made.data, base)
+
+
+def test_rounding_of_the_basis_is_accepted(base, update, monkeypatch):
+    made = [encode(update, base, Setting(Recipe("singular", 8, eps))) for eps in (0, 0.3)]
+    true = basis.singular_frames
+    rng = np.random.default_rng(8)
+
+    def rounded(*args):
+        return tuple(
+            f._replace(rows=(f.rows * (1 + 3e-7 * rng.normal(size=f.rows.shape))).astype("f4"))
+            for f in true(*args)
+        )
+
+    monkeypatch.setattr(basis, "singular_frames", rounded)
+    for one in made:
+        for _ in range(5):
+            found = packet.decode(one.data, base)
+            assert relative_error(one.factors, found.factors) < 1e-5
+
+
+def test_lengths_are_checked_before_anything_is_unpacked(base):
+    known = container.identify(base, base)
+    bomb = zlib.compress(b"\0" * 2**24, 9)
+    good = container.Packet("float", b"\0\0\0", known.hash, ("a", "b"), (1, 1), b"", b"")
+    data = container.pack(good)
+    names = zlib.compress(b"a\nb", 9)
+    broken = data.replace(names, bomb)
+    broken = broken[:26] + struct.pack("<I", len(bomb)) + broken[30:]
+    with pytest.raises(PacketError, match="layer names do not unpack"):
+        container.unpack(resign(broken))
+
+
+def test_hostile_heads():
+    def head(name=b"h", code=0, shape=(2,), values=b"\0\0\0\0"):
+        dims = np.array(shape, "<u4").tobytes()
+        return struct.pack("<HBB", len(name), code, len(shape)) + name + dims + values
+
+    assert list(container.unpack_heads(head() + head(b"i"))) == ["h", "i"]
+    for broken in (
+        head(shape=(2**32 - 1,) * 8), head(shape=(3,)), head(code=7), head(b"\xff"), head()[:3],
+        head() + head(), head(b"i") + head(b"h"), head(shape=(0,), values=b""),
+        head(values=b"\0\x7c\0\0"), struct.pack("<HBB", 1, 0, 200) + b"h",
+    ):  # fmt: skip
+        with pytest.raises(PacketError):
+            container.unpack_heads(broken)
+
+
+def test_rank_tables():
+    for ranks in ((4, 4, 4), (0, 1, 200), (16383, 0), (127, 128)):
+        table = container._pack_ranks(ranks)
+        assert container._unpack_ranks(table, len(ranks)) == ranks
+        assert len(table) <= 2 * len(ranks)
+    broken = ((b"\x80", 1), (b"\x80\x00", 1), (b"\x01\x02", 3), (b"\x01\x01", 2), (b"", 1))
+    for table, layers in broken:
+        with pytest.raises(PacketError):
+            container._unpack_ranks(table, layers)
+
+
+def test_input_that_does_not_fit_is_named(base, update):
+    with pytest.raises(SolarError, match="layer c.q is not among the base weights"):
+        encode({"c.q": update["a.q"]}, base)
+    with pytest.raises(SolarError, match="update of a.v has factors"):
+        encode({"a.v": update["a.q"]}, base)
+    broken = Factors(update["a.q"].left * np.float32(np.nan), update["a.q"].right)
+    with pytest.raises(SolarError, match="update of a.q holds non-finite"):
+        encode({"a.q": broken}, base)
+    with pytest.raises(SolarError, match="base weight a.q is zero"):
+        encode({"a.q": update["a.q"]}, {"a.q": np.zeros((24, 24), np.float32)})
+    with pytest.raises(SolarError, match="1 to 65535"):
+        encode({}, base)
+    for wrong in ({"atoms": "tensor"}, {"keep": 0}, {"dtype": "int8"}, {"ridge": 0.0}):
+        with pytest.raises(SolarError):
+            Setting(**wrong)
+
+
+def test_default_matmul_precision_does_not_matter(base, update):
+    setting = Setting(Recipe("singular", 8, 0.1), keep=5)
+    plain = encode(update, base, setting).data
+    with jax.default_matmul_precision("bfloat16"):
+        assert encode(update, base, setting).data == plain
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path, small):
+    path = tmp_path / "folder" / "a.solar"
+    packet.write(path, small[0])
+    packet.write(path, small[0])
+    assert packet.read(path) == small[0]
+    assert [p.name for p in path.parent.iterdir()] == ["a.solar"]
+
+
+DECODER = """
+import sys, numpy as np
+from solar.codec import packet
+base = dict(np.load(sys.argv[2]))
+found = packet.decode(packet.read(sys.argv[1]), base)
+sides = {f"{k}/{i}": side for k, pair in found.factors.items() for i, side in enumerate(pair)}
+np.savez(sys.argv[3], **sides)
+"""
+
+
+def test_another_process_rebuilds_the_same_update(base, update, tmp_path):
+    setting = Setting(Recipe("singular", 30, 0.1, "sampled", seed=5), keep=9)
+    made = encode(update, base, setting, usual_names=base)
+    packet.write(tmp_path / "a.solar", made.data)
+    np.savez(tmp_path / "base.npz", **base)
+    # Other defaults there, none of which the format depends on.
+    env = dict(os.environ) | {"JAX_DEFAULT_MATMUL_PRECISION": "bfloat16", "OMP_NUM_THREADS": "1",
+                              "JAX_THREEFRY_PARTITIONABLE": "0", "OPENBLAS_NUM_THREADS": "1",
+                              "PYTHONPATH": os.getcwd()}  # fmt: skip
+    files = [tmp_path / name for name in ("a.solar", "base.npz", "out.npz")]
+    subprocess.run([sys.executable, "-c", DECODER, *map(str, files)], env=env, check=True)
+    with np.load(files[2]) as found:
+        for name, pair in made.factors.items():
+            for side in (0, 1):
+                np.testing.assert_allclose(found[f"{name}/{side}"], pair[side], atol=1e-6)
