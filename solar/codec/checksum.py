@@ -14,11 +14,11 @@ import hashlib
 
 import numpy as np
 
-from solar.codec.basis import seed_words, words
+from solar.codec import threefry
 
 ROWS = 4
 MARGIN = 5e-6
-STREAM = 6  # apart from the streams of the basis
+STREAM = 6
 OFFSETS = 65536
 LENGTH = 8
 
@@ -28,10 +28,9 @@ def sketch(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
 
     rows (b, t, d) float32 are what coefficients (b, a, t') decode to.
     """
-    dim = np.array([rows.shape[-1]], np.uint32)
-    bits = words(seed_words(0), dim, np.array([STREAM], np.uint32), np.zeros((1, 1), np.uint32),
-                 (ROWS, int(dim[0])))  # fmt: skip
-    signs = np.where(np.asarray(bits)[0, 0] >> 31, -1.0, 1.0)
+    dim = rows.shape[-1]
+    keys = threefry.fold(0, dim, STREAM, np.arange(ROWS))
+    signs = np.where(threefry.words(keys, dim) >> 31, -1.0, 1.0)
     rows = np.asarray(rows, np.float64)
     energy = np.sum(rows**2, axis=(1, 2)) + np.sum(coefficients.astype(np.float64) ** 2, (1, 2))
     norm = np.sqrt(energy)[:, None, None]
@@ -54,7 +53,8 @@ def choose_offset(numbers: np.ndarray) -> int:
     return int(np.round((1 - places[widest] - gaps[widest] / 2) % 1.0 * OFFSETS)) % OFFSETS
 
 
-def checksum(numbers: np.ndarray, offset: int) -> bytes:
-    """LENGTH bytes of SHA-256 over `numbers` (v,) rounded on the grid with this offset."""
+def checksum(numbers: np.ndarray, offset: int, recipe: bytes) -> bytes:
+    """LENGTH bytes of SHA-256 over the packed recipe, which gives the numbers their scale, and
+    `numbers` (v,) rounded on the grid with this offset."""
     rounded = np.floor(_scaled(numbers) + offset / OFFSETS).astype("<i8")
-    return hashlib.sha256(rounded.tobytes()).digest()[:LENGTH]
+    return hashlib.sha256(recipe + rounded.tobytes()).digest()[:LENGTH]

@@ -39,7 +39,7 @@ from solar.codec.factors import Factors
 from solar.codec.tail import Tail
 from solar.errors import SolarError
 
-PARAMETERS = struct.Struct("<BBBBHHfQhH8s")
+PARAMETERS = struct.Struct("<BBBBHHfQhH")  # the basis checksum follows
 
 
 # --------------------------------------------------------------------------------------- encoding
@@ -96,11 +96,12 @@ def encode(
 
     offset = checksum.choose_offset(numbers)
     recipe = setting.recipe
-    parameters = PARAMETERS.pack(
+    fixed = PARAMETERS.pack(
         KINDS.index(recipe.kind), SELECTIONS.index(recipe.selection), ATOMS.index(setting.atoms),
         DTYPES.index(setting.dtype), recipe.size, setting.keep or 0, recipe.perturbation,
-        recipe.seed, power, offset, checksum.checksum(numbers, offset),
+        recipe.seed, power, offset,
     )  # fmt: skip
+    parameters = fixed + checksum.checksum(numbers, offset, fixed)
     supports = (
         b""
         if setting.keep is None
@@ -146,11 +147,10 @@ def _add_tails(
 
 def read_parameters(parameters: bytes) -> tuple[Setting, int, int, bytes]:
     """Setting, power of two, checksum offset and checksum. Raises PacketError."""
-    if len(parameters) != PARAMETERS.size:
+    fixed, mark = parameters[: PARAMETERS.size], parameters[PARAMETERS.size :]
+    if len(fixed) != PARAMETERS.size or len(mark) != checksum.LENGTH:
         raise PacketError("packet is altered: its recipe has the wrong length")
-    kind, selection, atoms, dtype, size, keep, eps, seed, power, offset, mark = PARAMETERS.unpack(
-        parameters
-    )
+    kind, selection, atoms, dtype, size, keep, eps, seed, power, offset = PARAMETERS.unpack(fixed)
     try:
         recipe = Recipe(KINDS[kind], size, eps, SELECTIONS[selection], seed)
         setting = Setting(recipe, ATOMS[atoms], keep or None, DTYPES[dtype])
@@ -204,7 +204,8 @@ def decode(
         rebuilt, numbers = rebuild(setting, sides, sent, frames)
     except SolarError as error:
         raise PacketError(f"packet does not fit this base: {error}") from None
-    if not np.isfinite(numbers).all() or checksum.checksum(numbers, offset) != mark:
+    fixed = packet.parameters[: PARAMETERS.size]
+    if not np.isfinite(numbers).all() or checksum.checksum(numbers, offset, fixed) != mark:
         raise PacketError(
             "basis mismatch: the basis rebuilt here differs from the sender's; "
             "clear the cache folder and try again, or decode on another machine"
