@@ -50,8 +50,10 @@ def test_round_trip_and_size(base, update, kind, options, payload):
     np.testing.assert_array_equal(found.heads["head"], heads["head"])
     counts = made.report["bytes"]
     assert counts["payload"] == math.ceil(payload)
-    assert counts["total"] == len(made.data) == sum(
-        counts[part] for part in ("payload", "header", "heads")
+    assert (
+        counts["total"]
+        == len(made.data)
+        == sum(counts[part] for part in ("payload", "header", "heads"))
     )
     error = relative_error(update, found.factors)
     assert made.report["relative_error"] == pytest.approx(error, rel=1e-9, abs=1e-15)
@@ -81,14 +83,14 @@ def test_one_bit_is_sign_and_mean(base, update):
             np.testing.assert_allclose(made.factors[name][side], expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e15])
+@pytest.mark.parametrize("scale", [2.0**-66, 2.0**-10, 2.0**50])
 def test_scale_of_the_adapter_does_not_matter(base, update, scale):
     root = np.float32(np.sqrt(scale))
     scaled = {k: Factors(x.left * root, x.right * root) for k, x in update.items()}
     for kind, options in (("float16", {}), ("bits", {"bits": 4})):
         plain = baselines.encode(update, base, kind, **options).report["relative_error"]
         report = baselines.encode(scaled, base, kind, **options).report
-        assert report["relative_error"] == pytest.approx(plain, rel=0.05)
+        assert report["relative_error"] == pytest.approx(plain, rel=1e-6)
 
 
 def test_zero_layers_cost_nothing(base, update):

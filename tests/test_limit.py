@@ -28,7 +28,7 @@ def brute_force(s, m, n, error):
     total = np.sum(s**2)
 
     def split(x):
-        delta = np.exp(-np.exp(x))
+        delta = np.exp(-np.exp(np.clip(x, -20, 3)))
         return delta[: len(s)], delta[len(s) :]
 
     def size(x):

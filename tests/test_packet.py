@@ -61,24 +61,29 @@ def resign(body: bytes) -> bytes:
 
 
 SETTINGS = [
-    Setting(Recipe("singular", 8)),
+    Setting(Recipe("singular", 16)),
     Setting(Recipe("singular", 30, 0.2, "sampled", 2**63), keep=7),
     Setting(Recipe("singular", 8, 0.1), dtype="float32"),
     Setting(Recipe("singular", 40, 0.1, "sampled"), "matrix", keep=9),
-    Setting(Recipe("singular", 10), "matrix"),
-    Setting(Recipe("random", 40, seed=3), keep=5),
+    Setting(Recipe("singular", 12), "matrix"),
+    Setting(Recipe("random", 30, seed=3), keep=5),
     Setting(Recipe("random", 12), "matrix"),
     Setting(Recipe("orthogonal", 12), keep=6),
     Setting(Recipe("orthogonal", 12), "matrix"),
 ]
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=[f"{i}" for i in range(len(SETTINGS))])
-def test_round_trip(setting, tmp_path):
-    base, update = weights(MIXED), adapter(MIXED)
+@pytest.mark.parametrize(
+    ("shapes", "setting"),
+    [(SQUARE, setting) for setting in SETTINGS] + [(MIXED, SETTINGS[0]), (MIXED, SETTINGS[-1])],
+)
+def test_round_trip(shapes, setting, tmp_path):
+    base, update = weights(shapes), adapter(shapes)
     made = encode(update, base, setting, usual_names=base, cache=tmp_path)
-    assert made.report["bytes"]["total"] == len(made.data) == sum(
-        made.report["bytes"][part] for part in ("payload", "header", "heads")
+    assert (
+        made.report["bytes"]["total"]
+        == len(made.data)
+        == sum(made.report["bytes"][part] for part in ("payload", "header", "heads"))
     )
     assert made.report["bytes"]["header"] <= 128 + 2 * len(base)
     found = packet.decode(made.data, base, usual_names=base)
@@ -112,10 +117,9 @@ def test_error_never_rises_with_an_orthonormal_basis(base, update):
 def test_a_larger_pool_helps_up_to_the_whole_space(base, update):
     errors = [
         encode(update, base, Setting(Recipe("random", size))).report["relative_error"]
-        for size in (6, 12, 24, 25, 60)
+        for size in (12, 24, 30)
     ]
-    assert errors[0] > errors[1] > max(errors[2:]) and max(errors[2:]) < 0.5
-    assert errors[-1] < 2e-3
+    assert errors[0] > 0.5 > errors[1] > errors[2] and errors[2] < 2e-3
 
 
 def test_gauge_does_not_change_the_decoded_update(base):
@@ -400,7 +404,7 @@ def test_input_that_does_not_fit_is_named(base, update):
 
 
 def test_default_matmul_precision_does_not_matter(base, update):
-    setting = Setting(Recipe("singular", 8, 0.1), keep=5)
+    setting = Setting(Recipe("singular", 30, 0.1), keep=7)
     plain = encode(update, base, setting).data
     with jax.default_matmul_precision("bfloat16"):
         assert encode(update, base, setting).data == plain
@@ -425,7 +429,7 @@ np.savez(sys.argv[3], **sides)
 
 
 def test_another_process_rebuilds_the_same_update(base, update, tmp_path):
-    setting = Setting(Recipe("singular", 30, 0.1, "sampled", seed=5), keep=9)
+    setting = Setting(Recipe("singular", 30, 0.1, "sampled", seed=5), keep=7)
     made = encode(update, base, setting, usual_names=base)
     packet.write(tmp_path / "a.solar", made.data)
     np.savez(tmp_path / "base.npz", **base)

@@ -46,7 +46,7 @@ def test_both_forms_agree_across_the_square():
     assert (other[:, -1] == 0).all()
 
 
-@pytest.mark.parametrize("a", [60, 63, 64, 65, 70, 256])
+@pytest.mark.parametrize("a", [63, 64, 65, 256])
 def test_ridge_bounds_the_coefficients_near_the_square(a):
     atoms, targets = case(a, 64, b=6, seed=2)
     found = solve(atoms, targets)
@@ -102,7 +102,7 @@ def test_refit_is_least_squares_on_the_support_and_beats_cutting():
 
 
 def test_default_matmul_precision_does_not_matter():
-    atoms, targets = case(20, 24, seed=6)
+    atoms, targets = case(24, 32)
     plain = np.asarray(solve(atoms, targets).coefficients)
     with jax.default_matmul_precision("bfloat16"):
         low = np.asarray(solve(atoms, targets).coefficients)

@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from solar.codec import basis, container
-from solar.codec.basis import Recipe, Sides
+from solar.codec import basis, container, select
+from solar.codec.basis import Recipe
 from solar.codec.blas import one_thread
+from solar.codec.coefficients import Frames, as_group, batches, coded_sides, target_rows
 from solar.codec.factors import Factors
 
 
 def _shares(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(k,) share of ||targets||_F^2 in the span of the leading 1..k orthonormal rows (k, d)."""
-    targets = np.asarray(targets, np.float64)
-    energy = np.sum((np.asarray(rows, np.float64) @ targets) ** 2, axis=1)
-    return np.cumsum(energy) / np.sum(targets**2)
+    """(b, k) shares of ||targets||_F^2 in the span of the leading 1..k orthonormal rows.
+
+    rows (b, k, d), targets (b, t, d), float32.
+    """
+    inner = select.inner(rows, targets)
+    energy = np.sum(np.asarray(inner, np.float64) ** 2, axis=2)
+    return np.cumsum(energy, axis=1) / np.sum(targets.astype(np.float64) ** 2, (1, 2))[:, None]
 
 
 @one_thread
@@ -43,28 +47,33 @@ def alignment(
     known = container.identify(base, factors)
     ordered = container.in_order(known, factors)
     sizes = sorted(set(sizes))
-    records = []
-    for layer, name in enumerate(known.names):
-        if ordered[layer].left.shape[1] == 0:
-            continue
-        frames = basis.singular_frames(
-            name,
-            lambda name=name: container.read_weight(base, name),
-            known.shapes[layer],
-            known.digests[layer],
-            cache,
-        )
-        for side, (frame, targets) in enumerate(zip(frames, ordered[layer], strict=True)):
-            count, dim = min(max(sizes), len(frame.values)), targets.shape[0]
-            group = Sides(np.array([layer], np.uint32), np.array([side], np.uint32), dim, 1)
-            ids = np.arange(count, dtype=np.uint32)[None]
-            control = basis.sources(Recipe("orthogonal", count, seed=seed), group, ids, None)
-            singular = _shares(frame.rows[:count], targets)
-            random = _shares(control.reshape(count, dim), targets)
-            for size in sorted({min(size, count) for size in sizes}):
-                records.append({
-                    "name": name, "side": basis.SIDES[side], "size": size, "dim": dim,
-                    "singular": float(singular[size - 1]), "random": float(random[size - 1]),
-                    "expected": size / dim,
-                })  # fmt: skip
-    return records
+    recipe = Recipe("orthogonal", sizes[-1], seed=seed)
+    sides = coded_sides(known.shapes, [f.left.shape[1] for f in ordered])
+    frames = Frames(base, known, sides, Recipe("singular", sizes[-1]), cache)
+    records: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for batch in batches("vector", sides, sizes[-1]):
+        own = frames.for_batch(batch)
+        ranks = [len(frame.values) for frame in own]
+        count = min(sizes[-1], max(ranks))
+        # Zero rows after the rank add no energy.
+        singular = np.zeros((len(batch), count, batch[0].dim), np.float32)
+        for i, frame in enumerate(own):
+            singular[i, : ranks[i]] = frame.rows[:count]
+        ids = np.broadcast_to(np.arange(count, dtype=np.uint32), (len(batch), count))
+        control = basis.sources(recipe, as_group("vector", batch), ids, None)[:, :, 0]
+        targets = target_rows("vector", [ordered[s.layer][s.side] for s in batch])
+        shares = [_shares(rows, targets) for rows in (singular, control)]
+        for i, side in enumerate(batch):
+            records[side.layer, side.side] = [
+                {
+                    "name": known.names[side.layer],
+                    "side": basis.SIDES[side.side],
+                    "size": size,
+                    "dim": side.dim,
+                    "singular": float(shares[0][i, size - 1]),
+                    "random": float(shares[1][i, size - 1]),
+                    "expected": size / side.dim,
+                }
+                for size in sorted({min(size, ranks[i]) for size in sizes})
+            ]
+    return [record for key in sorted(records) for record in records[key]]

@@ -242,10 +242,11 @@ def sources(
         )
     ranks = np.full(len(ids), group.dim)
     index = positions(recipe, group, ids, ranks)
-    laps = ids // group.dim
-    keys = _keys(recipe, group, SIGNS, np.arange(laps.max() + 1)[None])
+    laps, place = np.unique(ids // group.dim, return_inverse=True)
+    keys = _keys(recipe, group, SIGNS, laps[None])
     signs = np.where(threefry.words(keys, group.dim) >> 31, np.float32(-1), np.float32(1))
-    return _cosines(group.dim)[index] * np.take_along_axis(signs, laps[:, :, None], 1)[:, :, None]
+    signs = np.take_along_axis(signs, place.reshape(ids.shape)[:, :, None], axis=1)
+    return _cosines(group.dim)[index] * signs[:, :, None]
 
 
 @jax.jit

@@ -23,7 +23,7 @@ from solar.errors import SolarError
 
 ATOMS = ("vector", "matrix")
 DTYPES = tuple(quantize.FLOATS)
-CHUNK_BYTES = 2**28  # atoms alive at once
+CHUNK_BYTES = 2**26  # atoms alive at once
 BUCKET = 32  # counts of atoms in use are rounded up to this, so few shapes are compiled
 
 
@@ -94,30 +94,31 @@ def counts_of(setting: Setting, side: Side) -> tuple[int, int]:
     return setting.recipe.size * targets, per_target * targets
 
 
-def _batches(setting: Setting, sides: list[Side], size: int) -> list[list[Side]]:
+def batches(atoms: str, sides: list[Side], size: int) -> list[list[Side]]:
     """Sides of equal shape, in batches whose atoms (`size` each) fit in CHUNK_BYTES."""
     groups: dict[tuple[int, int, int], list[Side]] = {}
     for side in sides:
-        width = 1 if setting.atoms == "vector" else side.rank
+        width = 1 if atoms == "vector" else side.rank
         groups.setdefault((side.dim, width, side.vectors), []).append(side)
-    batches = []
+    result = []
     for (dim, width, _), members in groups.items():
         pieces = math.ceil(len(members) * size * dim * width * 4 / CHUNK_BYTES)
         step = math.ceil(len(members) / max(1, pieces))
-        batches += [members[i : i + step] for i in range(0, len(members), step)]
-    return batches
+        result += [members[i : i + step] for i in range(0, len(members), step)]
+    return result
 
 
-def _as_group(setting: Setting, batch: list[Side]) -> Sides:
+def as_group(atoms: str, batch: list[Side]) -> Sides:
+    """The batch as basis.py sees it."""
     return Sides(
         np.array([s.layer for s in batch], np.uint32),
         np.array([s.side for s in batch], np.uint32),
         batch[0].dim,
-        1 if setting.atoms == "vector" else batch[0].rank,
+        1 if atoms == "vector" else batch[0].rank,
     )
 
 
-def _rows(matrices: list[np.ndarray], atoms: str) -> np.ndarray:
+def target_rows(atoms: str, matrices: list[np.ndarray]) -> np.ndarray:
     """Targets (b, t, D) float32 of factors (d, r): one row per component, or all in one row."""
     if atoms == "matrix":
         return np.stack([matrix.T.reshape(1, -1) for matrix in matrices])
@@ -167,7 +168,7 @@ def rebuild(
     numbers: dict[Side, np.ndarray] = {}
     most = max((int(used.sum()) for _, used in tables.values()), default=0)
     count = min(size, math.ceil(most / BUCKET) * BUCKET)
-    for batch in _batches(setting, sides, count):
+    for batch in batches(setting.atoms, sides, count):
         # Only atoms that carry a coefficient are built; unused places repeat atom 0 times zero.
         ids = np.zeros((len(batch), count), np.uint32)
         width = max(_targets_per_side(setting, side) for side in batch)
@@ -177,7 +178,7 @@ def rebuild(
             which = np.flatnonzero(used)
             ids[i, : len(which)] = which
             coefficients[i, : len(which), : len(table)] = table[:, which].T
-        group = _as_group(setting, batch)
+        group = as_group(setting.atoms, batch)
         unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
         atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
         flat = atoms.reshape(len(batch), count, -1)
@@ -201,8 +202,8 @@ def fit(
     recipe, size = setting.recipe, setting.recipe.size
     sent: dict[Side, Coefficients] = {}
     tails: dict[Side, Tail] = {}
-    for batch in _batches(setting, sides, size):
-        group = _as_group(setting, batch)
+    for batch in batches(setting.atoms, sides, size):
+        group = as_group(setting.atoms, batch)
         ids = np.broadcast_to(np.arange(size, dtype=np.uint32), (len(batch), size))
         own = frames.for_batch(batch)
         unperturbed = basis.sources(recipe, group, ids, own)
@@ -212,7 +213,7 @@ def fit(
             setting.atoms == "vector" and recipe.kind != "random" and norms is None
             and size <= int(ranks.min())
         )  # fmt: skip
-        rows = _rows([factors[s.layer][s.side] for s in batch], setting.atoms)
+        rows = target_rows(setting.atoms, [factors[s.layer][s.side] for s in batch])
         weights = np.ones(rows.shape[:2], np.float32)
         if setting.atoms == "vector":
             for i, side in enumerate(batch):

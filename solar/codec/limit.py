@@ -57,8 +57,8 @@ def allocate(
     possible = (square >= 0) & (a + b < 1)
     root = np.sqrt(np.where(possible, square, 0))
     # The products of the two roots are a and b: dividing avoids the difference of near-equals.
-    left = np.where(possible, 2 * a / (1 - b + a + root), 1.0)
-    right = np.where(possible, 2 * b / (1 - a + b + root), 1.0)
+    left = np.where(possible, 2 * a / np.where(possible, 1 - b + a + root, 1), 1.0)
+    right = np.where(possible, 2 * b / np.where(possible, 1 - a + b + root, 1), 1.0)
     nats = -(m * np.log(left) + n * np.log(right)) / 2
     error = s**2 * (left + right - left * right)
     worth = error + price[:, None] * nats < s**2

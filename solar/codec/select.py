@@ -45,16 +45,16 @@ def _ridge(atoms, targets, ridge):
     lam = jnp.maximum(ridge * scale, jnp.finfo(gram.dtype).tiny)
     lower = jnp.linalg.cholesky(gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype))
 
-    def solve(rows):
-        """One ridge solution for rows (t, D)."""
+    def refined(_, solution):
+        """The solution plus the ridge solution for what it leaves of the targets."""
+        rest = targets - jnp.matmul(solution.T, atoms, precision=HIGHEST)
         if wide:
-            moments = jnp.matmul(atoms, rows.T, precision=HIGHEST)
-            return jax.scipy.linalg.cho_solve((lower, True), moments)
-        inner = jax.scipy.linalg.cho_solve((lower, True), rows.T)
-        return jnp.matmul(atoms, inner, precision=HIGHEST)
+            return solution + jax.scipy.linalg.cho_solve((lower, True), inner(atoms, rest))
+        step = jax.scipy.linalg.cho_solve((lower, True), rest.T)
+        return solution + jnp.matmul(atoms, step, precision=HIGHEST)
 
-    first = solve(targets)
-    return first + solve(targets - jnp.matmul(first.T, atoms, precision=HIGHEST))
+    start = jnp.zeros((atoms.shape[0], targets.shape[0]), atoms.dtype)
+    return jax.lax.fori_loop(0, 2, refined, start)
 
 
 def _largest(score, count):
@@ -78,7 +78,7 @@ def fit(atoms, targets, weights, counts, ridge, *, orthonormal: bool, sparse: bo
 
     def one(atoms, targets, weights, count):
         if orthonormal:
-            full = jnp.matmul(atoms, targets.T, precision=HIGHEST)
+            full = inner(atoms, targets)
         else:
             full = _ridge(atoms, targets, ridge)
         rest = targets - jnp.matmul(full.T, atoms, precision=HIGHEST)
@@ -107,6 +107,12 @@ def refit(atoms, targets, support, ridge, *, most: int):
 
     per_side = jax.vmap(one, (None, 0, 1), 1)
     return jax.lax.map(lambda x: per_side(*x), (atoms, targets, support))
+
+
+@jax.jit
+def inner(atoms, targets):
+    """Inner products (..., a, t) of atoms (..., a, D) and targets (..., t, D), float32."""
+    return jnp.einsum("...ad,...td->...at", atoms, targets, precision=HIGHEST)
 
 
 @jax.jit
