@@ -204,6 +204,8 @@ def test_heads_travel_and_are_counted_apart(base, update):
         assert packet.inspect(made.data)["heads"]["score.weight"] == [5, 24]
     with pytest.raises(SolarError, match="head x holds values beyond float16"):
         encode(update, base, setting, heads={"x": np.array([1e6])})
+    with pytest.raises(SolarError, match="head dtype 'int8' is unknown"):
+        encode(update, base, setting, heads=heads, head_dtype="int8")
 
 
 @pytest.fixture(scope="module")

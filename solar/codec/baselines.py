@@ -149,8 +149,9 @@ def decode(packet: Packet, known: Base) -> dict[str, Factors]:
             codes = quantize.unpack_bits(packet.payload[split:], what, int(lengths.sum()))
         except ValueError as error:
             raise PacketError(f"packet is altered: it holds {error}") from None
-        scale = np.repeat(np.ldexp(steps.astype(np.float64), -power), groups)
-        entries = ((codes - (2**what - 1) / 2) * scale).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below where it matters
+            scale = np.repeat(np.ldexp(steps.astype(np.float64), -power), groups)
+            entries = ((codes - (2**what - 1) / 2) * scale).astype(np.float32)
     if not np.isfinite(entries).all():
         raise PacketError("packet is altered: it holds non-finite entries")
     return _split(known, packet.ranks, entries)

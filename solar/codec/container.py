@@ -260,6 +260,8 @@ def pack_heads(heads: Mapping[str, np.ndarray] | None, dtype: str = "float16") -
 
     Raises SolarError where a value does not fit `dtype`.
     """
+    if dtype not in FLOATS:
+        raise SolarError(f"head dtype {dtype!r} is unknown; choose one of {tuple(FLOATS)}")
     parts = []
     for name in sorted(heads or {}):
         array = np.asarray(heads[name], np.float32)
