@@ -1,0 +1,24 @@
+"""Pretraining leaves a folder that loads like any other, and says so when it was never run."""
+
+import numpy as np
+import pytest
+
+from experiments import pretrain
+from solar.errors import SolarError
+from solar.generate import generate
+from solar.weights.base import load
+
+
+def test_a_tiny_gpt2_is_trained_saved_and_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SolarError, match="experiments.pretrain"):
+        load("made:gpt2-mini-tiny")
+    monkeypatch.setattr("sys.argv", ["pretrain", "tiny=true"])
+    pretrain.program()
+    base = load("made:gpt2-mini-tiny")
+    assert base.family == "gpt2" and base.config.n_layer == 2
+    assert all(np.isfinite(leaf).all() for leaf in base.params.values())
+    tokens = base.tokenizer.encode("A film that", add_special_tokens=False)
+    assert len(generate(base, [tokens], 3)[0]) == 3
+    assert not (tmp_path / "cache/models/gpt2-mini-tiny.training").exists()
