@@ -75,7 +75,7 @@ def make_scorer(
         given = {
             k: jnp.asarray(v) for k, v in {**hook_leaves(base, update, ranks), **heads}.items()
         }
-        check_complete(base, given, heads)
+        check_complete(base, given)
         total = Outcome(0.0, 0.0, 0.0)
         for part in parts:
             # One small read a batch keeps the device's queue short and Ctrl-C prompt.
@@ -87,7 +87,7 @@ def make_scorer(
     return score
 
 
-def check_complete(base: Base, given: Mapping, heads: Mapping) -> None:
+def check_complete(base: Base, given: Mapping) -> None:
     """Raises SolarError where the base lacks a head that the file does not bring either."""
     lacking = structure(base.config).leaves.keys() - base.params.keys() - given.keys()
     if lacking:

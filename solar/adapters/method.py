@@ -14,8 +14,8 @@ class Method(NamedTuple):
     """A method of adaptation.
 
     hooks(base, config) -> (rank of each projection that gets a low-rank hook, dropout rate)
-    init(key, base, config) -> (trainable, frozen): float32 arrays by name update(trainable, frozen)
-    -> the leaves that the model sees in addition to, or instead of, the base's
+    init(key, base, config) -> (trainable, frozen): float32 arrays by name
+    update(trainable, frozen) -> the leaves that the model sees beside, or instead of, the base's
     """
 
     name: str
