@@ -27,10 +27,11 @@ from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
 from solar import packages, record, track
 from solar.adapters import peft_io
-from solar.codec import baselines, limit, solar
-from solar.codec.basis import Recipe
+from solar.codec import baselines, limit
 from solar.codec.container import Encoded
+from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical
+from solar.codec.recipe import Recipe, Setting
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
 from solar.evaluate import Weights, score_files, usual_names
@@ -58,13 +59,13 @@ def shrink(config: dict) -> dict:
     return config
 
 
-def settings(codec: Mapping[str, Any], seed: int) -> Iterator[tuple[str, dict, solar.Setting]]:
+def settings(codec: Mapping[str, Any], seed: int) -> Iterator[tuple[str, dict, Setting]]:
     """Label, row columns and setting of every point of the grids."""
     for grid in codec["grids"].values():
         points = itertools.product(grid["sizes"], grid["perturbations"], grid["keep"])
         for size, eps, keep in points:
             recipe = Recipe(grid["kind"], size, eps, grid["selection"], seed)
-            setting = solar.Setting(recipe, atoms=grid["atoms"], keep=keep, dtype=grid["dtype"])
+            setting = Setting(recipe, atoms=grid["atoms"], keep=keep, dtype=grid["dtype"])
             label = f"{grid['kind']}-{grid['atoms']}-N{size}-eps{eps:g}" + (
                 f"-K{keep}" if keep else ""
             )
@@ -93,7 +94,7 @@ def encode_all(
     points = list(settings(config["codec"], config["seed"]))
     console = Console(stderr=True)
     for label, columns, setting in progress(points, "compress", console=console):
-        coded = solar.encode(factors, weights, setting, cache=cache, **common)
+        coded = encode(factors, weights, setting, cache=cache, **common)
         yield "solar", label, columns, coded
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from solar.codec import basis
-from solar.codec.basis import Frame, Recipe, Sides, atoms, positions, sources
+from solar.codec import singular
+from solar.codec.basis import Sides, atoms, positions, sources
 from solar.codec.container import identify
+from solar.codec.recipe import Recipe
+from solar.codec.singular import Frame
 from solar.errors import SolarError
 
 SEED = 2**40 + 5
@@ -115,7 +117,7 @@ def test_singular_vectors_cache_sign_and_gap(tmp_path):
     weight = np.random.default_rng(0).normal(size=(10, 14)).astype(np.float32)
     known = identify({"w": weight}, ["w"])
     call = ((10, 14), known.digests[0], tmp_path)
-    left, right = basis.singular_frames("w", lambda: weight, *call)
+    left, right = singular.singular_frames("w", lambda: weight, *call)
     middle = (left.rows * left.values[:, None].astype(np.float32)).T
     signs = np.sign(np.sum((left.rows @ weight) * right.rows, axis=1))
     np.testing.assert_allclose((middle * signs) @ right.rows, weight, atol=1e-5)
@@ -125,25 +127,25 @@ def test_singular_vectors_cache_sign_and_gap(tmp_path):
     def never():
         raise AssertionError("the cache should have answered")
 
-    again = basis.singular_frames("w", never, *call)
+    again = singular.singular_frames("w", never, *call)
     for first, second in zip((left, right), again, strict=True):
         np.testing.assert_array_equal(first.rows, second.rows)
     for path in tmp_path.rglob("*.left.npy"):  # cut short, as by a full disk
         path.write_bytes(path.read_bytes()[:-40])
-    healed, _ = basis.singular_frames("w", lambda: weight, *call)
+    healed, _ = singular.singular_frames("w", lambda: weight, *call)
     np.testing.assert_array_equal(healed.rows, left.rows)
-    assert basis.smallest_gap(np.array([4.0, 3.0, 2.8, 0.1]), 2) == pytest.approx(0.05)
+    assert singular.smallest_gap(np.array([4.0, 3.0, 2.8, 0.1]), 2) == pytest.approx(0.05)
 
 
 def test_rank_deficient_weights_use_their_own_rank():
     rng = np.random.default_rng(1)
     weight = (rng.normal(size=(12, 3)) @ rng.normal(size=(3, 9))).astype(np.float64)
-    left, right = basis.singular_frames("w", lambda: weight, (12, 9), b"", None)
+    left, right = singular.singular_frames("w", lambda: weight, (12, 9), b"", None)
     assert left.rows.shape == (3, 12) and right.rows.shape == (3, 9)
     with pytest.raises(SolarError, match="base weight w is zero"):
-        basis.singular_frames("w", lambda: 0 * weight, (12, 9), b"", None)
+        singular.singular_frames("w", lambda: 0 * weight, (12, 9), b"", None)
     with pytest.raises(SolarError, match="non-finite"):
-        basis.singular_frames("w", lambda: weight * np.nan, (12, 9), b"", None)
+        singular.singular_frames("w", lambda: weight * np.nan, (12, 9), b"", None)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from solar.codec import basis, container, packet
-from solar.codec.basis import Recipe
-from solar.codec.coefficients import Setting
+from solar.codec import container, packet, singular
 from solar.codec.container import PacketError
+from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical, relative_error
-from solar.codec.solar import encode
+from solar.codec.recipe import Recipe, Setting
 from solar.errors import SolarError
 
 # Square layers share every compiled program between left and right.
@@ -70,6 +69,13 @@ SETTINGS = [
     Setting(Recipe("random", 12), "matrix"),
     Setting(Recipe("orthogonal", 12), keep=6),
     Setting(Recipe("orthogonal", 12), "matrix"),
+    Setting(Recipe("singular", 30, 0.2), keep=7, search="omp"),
+    Setting(Recipe("singular", 16), dtype="int8"),
+    Setting(Recipe("random", 20), dtype="int4", keep=5, search="omp"),
+    Setting(Recipe("singular", 16, 0.1), dtype="sign", keep=9),
+    Setting(Recipe("orthogonal", 24), dtype="int2"),
+    Setting(Recipe("singular", 20, 0.1, "sampled"), "matrix", keep=9, dtype="int8"),
+    Setting(Recipe("singular", 16, 0.1), keep=9, dtype="sign", embed=True),
 ]
 
 
@@ -204,8 +210,24 @@ def test_heads_travel_and_are_counted_apart(base, update):
         assert packet.inspect(made.data)["heads"]["score.weight"] == [5, 24]
     with pytest.raises(SolarError, match="head x holds values beyond float16"):
         encode(update, base, setting, heads={"x": np.array([1e6])})
-    with pytest.raises(SolarError, match="head dtype 'int8' is unknown"):
-        encode(update, base, setting, heads=heads, head_dtype="int8")
+    with pytest.raises(SolarError, match="head dtype 'int4' is unknown"):
+        encode(update, base, setting, heads=heads, head_dtype="int4")
+
+
+def test_heads_in_eight_bits(base, update):
+    rng = np.random.default_rng(6)
+    rows = rng.normal(size=(5, 24)) * np.geomspace(1, 1e4, 5)[:, None]
+    heads = {"score.weight": rows, "bias": rng.normal(size=5), "zero": np.zeros((2, 3))}
+    made = encode(update, base, Setting(Recipe("random", 4)), heads=heads, head_dtype="int8")
+    found = packet.decode(made.data, base).heads
+    # A step per row: small rows keep their digits beside large ones.
+    worst = np.abs(rows).max(axis=1) / 254 * 1.001
+    assert (np.abs(found["score.weight"] - rows).max(axis=1) <= worst).all()
+    assert np.abs(found["bias"] - heads["bias"]).max() <= np.abs(heads["bias"]).max() / 254 * 1.001
+    assert (found["zero"] == 0).all()
+    items, rows = 5 * 24 + 5 + 6, 5 + 1 + 2
+    names = sum(4 + len(k) + 4 * v.ndim for k, v in heads.items())
+    assert made.report["bytes"]["heads"] == items + 4 * rows + names
 
 
 @pytest.fixture(scope="module")
@@ -265,12 +287,12 @@ def test_altered_packets_with_a_fitting_checksum(base, small):
         (4, b"\x02", "format version 2, this program reads 1"),
         (4, b"\x00", "no format version 0"),
         (5, b"\x63", "unknown to this program"),
-        (6, b"\x04", "flags 4, unknown"),
+        (6, b"\x08", "flags 8, unknown"),
         (8, b"\x00\x00", "another base"),
         (24, b"\x00\x00", "no layer"),
         (34, struct.pack("<Q", 2**62), "truncated"),
         (50, b"\x09", "kind of basis unknown"),
-        (54, b"\xff\xff", "payload does not fit"),
+        (54, b"\xff\xff", "stream of supports"),
         (56, b"\x05", "payload is too short"),
         (58, struct.pack("<f", np.nan), "perturbation nan"),
         (62, b"\x01", "basis mismatch"),
@@ -311,7 +333,7 @@ def test_another_base_is_refused(base, update):
 @pytest.mark.parametrize("spoil", ["flip", "swap", "turn"])
 def test_another_basis_is_refused(base, update, spoil, monkeypatch):
     made = encode(update, base, Setting(Recipe("singular", 8)))
-    true = basis.singular_frames
+    true = singular.singular_frames
 
     def spoiled(name, weight, shape, digest, cache):
         left, right = true(name, weight, shape, digest, cache)
@@ -327,14 +349,14 @@ def test_another_basis_is_refused(base, update, spoil, monkeypatch):
             rows[[1, 2]] = np.array([[c, s], [-s, c]], np.float32) @ rows[[1, 2]]
         return left._replace(rows=rows), right
 
-    monkeypatch.setattr(basis, "singular_frames", spoiled)
+    monkeypatch.setattr(singular, "singular_frames", spoiled)
     with pytest.raises(PacketError, match="basis mismatch"):
         packet.decode(made.data, base)
 
 
 def test_rounding_of_the_basis_is_accepted(base, update, monkeypatch):
     made = [encode(update, base, Setting(Recipe("singular", 8, eps))) for eps in (0, 0.3)]
-    true = basis.singular_frames
+    true = singular.singular_frames
     rng = np.random.default_rng(8)
 
     def rounded(*args):
@@ -343,7 +365,7 @@ def test_rounding_of_the_basis_is_accepted(base, update, monkeypatch):
             for f in true(*args)
         )
 
-    monkeypatch.setattr(basis, "singular_frames", rounded)
+    monkeypatch.setattr(singular, "singular_frames", rounded)
     for one in made:
         for _ in range(5):
             found = packet.decode(one.data, base)
@@ -400,7 +422,15 @@ def test_input_that_does_not_fit_is_named(base, update):
         encode({"a.q": update["a.q"]}, {"a.q": np.zeros((24, 24), np.float32)})
     with pytest.raises(SolarError, match="1 to 65535"):
         encode({}, base)
-    for wrong in ({"atoms": "tensor"}, {"keep": 0}, {"dtype": "int8"}, {"ridge": 0.0}):
+    for wrong in (
+        {"atoms": "tensor"},
+        {"keep": 0},
+        {"dtype": "int3"},
+        {"dtype": "auto"},
+        {"keep": "most"},
+        {"search": "best"},
+        {"ridge": 0.0},
+    ):
         with pytest.raises(SolarError):
             Setting(**wrong)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solar.codec.threefry import encrypt, fold, gaussian, words
+from solar.codec.noise import gaussian
+from solar.codec.threefry import encrypt, fold, words
 
 SEED = 2**40 + 5
 standard = jax.jit(lambda keys, count: gaussian(words(keys, count)), static_argnums=1)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from solar.codec import basis, container, select
-from solar.codec.basis import Recipe
 from solar.codec.blas import one_thread
 from solar.codec.coefficients import Frames, as_group, batches, coded_sides, target_rows
 from solar.codec.factors import Factors
+from solar.codec.recipe import SIDES, Recipe
 
 
 def _shares(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def alignment(
             records[side.layer, side.side] = [
                 {
                     "name": known.names[side.layer],
-                    "side": basis.SIDES[side.side],
+                    "side": SIDES[side.side],
                     "size": size,
                     "dim": side.dim,
                     "singular": float(shares[0][i, size - 1]),

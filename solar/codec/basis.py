@@ -19,65 +19,17 @@ Random words are threefry's under keys folded with (layer, stream + side, atom),
 rebuilt alone; words become numbers by exact maps, save for one erf_inv in float32.
 """
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from solar.codec import threefry
-from solar.codec.factors import leading_sign
-from solar.errors import SolarError
-from solar.files import write_whole
+from solar.codec.recipe import Recipe
+from solar.codec.singular import Frame
 
-KINDS = ("singular", "random", "orthogonal")
-SELECTIONS = ("leading", "sampled")
-SIDES = ("left", "right")
-MAX_SIZE = 65535  # N is two bytes in the packet
-RANK_CUTOFF = 1e-6  # singular vectors below this share of the largest value are not reproducible
 # Streams keep the uses of random words apart; the side (0 or 1) is added.
 NOISE, ORDER, SIGNS = 0, 2, 4
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What both ends need to build the same atoms beside the base weights.
-
-    `size` is N, `perturbation` is eps (rounded to float32; only `singular` uses it, the other kinds
-    store 0), `seed` an integer of 64 bits. Raises SolarError on values out of range.
-    """
-
-    kind: str = "singular"
-    size: int = 64
-    perturbation: float = 0.0
-    selection: str = "leading"
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise SolarError(f"basis kind {self.kind!r} is unknown; choose one of {KINDS}")
-        if self.selection not in SELECTIONS:
-            raise SolarError(f"selection {self.selection!r} is unknown; choose from {SELECTIONS}")
-        if not 1 <= self.size <= MAX_SIZE:
-            raise SolarError(f"basis size {self.size} is out of range; choose 1 to {MAX_SIZE}")
-        if not (0 <= self.perturbation < 1e6):
-            raise SolarError(f"perturbation {self.perturbation} is out of range; choose 0 or more")
-        if not 0 <= self.seed < 2**64:
-            raise SolarError(f"seed {self.seed} is out of range; choose 0 to 2^64 - 1")
-        eps = float(np.float32(self.perturbation)) if self.kind == "singular" else 0.0
-        object.__setattr__(self, "perturbation", eps)
-
-
-class Frame(NamedTuple):
-    """One side of one layer: rows (k, d) float32, a vector each, and their values (k,) float64."""
-
-    rows: np.ndarray
-    values: np.ndarray
 
 
 class Sides(NamedTuple):
@@ -94,68 +46,6 @@ class Sides(NamedTuple):
 
 
 # ---------------------------------------------------------------- singular vectors, host, float64
-
-
-def _svd(weight: np.ndarray) -> tuple[Frame, Frame]:
-    u, s, vt = np.linalg.svd(np.asarray(weight, np.float64), full_matrices=False)
-    rank = int(np.sum(s > RANK_CUTOFF * s[0])) if s.size else 0
-    frames = []
-    for rows in (np.ascontiguousarray(u.T[:rank]), vt[:rank]):
-        rows = rows * leading_sign(rows) if rank else rows
-        frames.append(Frame(rows.astype(np.float32), s[:rank]))
-    return frames[0], frames[1]
-
-
-def _load(path: Path) -> np.ndarray | None:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # absent, or cut short by a full disk: compute again
-        return None
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    write_whole(path, file.getvalue())
-
-
-def singular_frames(
-    name: str,
-    weight: Callable[[], np.ndarray],
-    shape: tuple[int, int],
-    digest: bytes,
-    cache: Path | None,
-) -> tuple[Frame, Frame]:
-    """Left (k, m) and right (k, n) singular vectors of a weight (m, n), k its numerical rank.
-
-    `weight` is called only where `cache` does not hold the answer under `digest`, the hash of the
-    exact weight. Raises SolarError where W is zero or not finite.
-    """
-    stem = None if cache is None else Path(cache) / "singular" / digest.hex()[:32]
-    if stem is not None:
-        parts = [_load(stem.with_suffix(s)) for s in (".left.npy", ".right.npy", ".values.npy")]
-        if all(part is not None for part in parts):
-            left, right, values = parts
-            k = len(values)
-            if left.shape == (k, shape[0]) and right.shape == (k, shape[1]):
-                return Frame(left, np.asarray(values)), Frame(right, np.asarray(values))
-    matrix = weight()
-    if not np.isfinite(matrix).all():
-        raise SolarError(f"base weight {name} holds non-finite values; get the checkpoint again")
-    left, right = _svd(matrix)
-    if len(left.values) == 0:
-        raise SolarError(f"base weight {name} is zero and has no singular basis; use kind=random")
-    if stem is not None:
-        _save(stem.with_suffix(".left.npy"), left.rows)
-        _save(stem.with_suffix(".right.npy"), right.rows)
-        _save(stem.with_suffix(".values.npy"), left.values)
-    return left, right
-
-
-def smallest_gap(values: np.ndarray, count: int) -> float:
-    """Smallest (s_i - s_{i+1}) / s_1 of the leading `count`: where it is 0 vectors turn freely."""
-    used = values[: count + 1]
-    return float(np.min(-np.diff(used)) / used[0]) if len(used) > 1 else 1.0
 
 
 # ------------------------------------------------------------------------------------------ atoms
@@ -249,29 +139,18 @@ def sources(
     return _cosines(group.dim)[index] * signs[:, :, None]
 
 
-@jax.jit
-def _perturbed(keys, base, scale):
-    """unit(base + scale g) for keys (b, a, 2), base (b, a, width, d), and the norms (b, a, width)
-    before `unit`."""
-    width, dim = base.shape[2:]
-    drawn = threefry.words(keys, width * dim).reshape(base.shape)
-    raw = base + scale * threefry.gaussian(drawn)
-    norms = jnp.sqrt(jnp.sum(raw * raw, axis=-1))
-    return raw / norms[..., None], norms
-
-
-def atoms(
-    recipe: Recipe, group: Sides, ids: np.ndarray, base: np.ndarray | None
-) -> tuple[jax.Array, jax.Array | None]:
+def atoms(recipe: Recipe, group: Sides, ids: np.ndarray, base: np.ndarray | None):
     """Atoms `ids` (b, a) of every side in the group as (b, a, width, d) float32 unit columns.
 
     base: what `sources` returned. Also gives the norms (b, a, width) before scaling to unit length,
-    None where nothing was perturbed.
+    None where nothing was perturbed: then the atoms are `base` itself and JAX is not needed.
     """
     eps = 1.0 if recipe.kind == "random" else recipe.perturbation
     if eps == 0:
-        return jnp.asarray(base), None
+        return base, None
+    from solar.codec import noise  # JAX takes longer to import than most packets to decode
+
     if base is None:
-        base = jnp.zeros((*ids.shape, group.width, group.dim), jnp.float32)
+        base = np.zeros((*ids.shape, group.width, group.dim), np.float32)
     scale = np.float32(eps / np.sqrt(group.dim))
-    return _perturbed(_keys(recipe, group, NOISE, ids), base, scale)
+    return noise.perturbed(_keys(recipe, group, NOISE, ids), base, scale)

@@ -10,10 +10,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-# XLA calls scipy's LAPACK; it must be loaded before its threads can be limited.
-import scipy.linalg.cython_lapack  # noqa: F401
-from threadpoolctl import threadpool_limits
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -23,6 +19,10 @@ def one_thread(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+        # XLA calls scipy's LAPACK; it must be loaded before its threads can be limited.
+        import scipy.linalg.cython_lapack  # noqa: F401
+        from threadpoolctl import threadpool_limits
+
         with threadpool_limits(limits=1, user_api="blas"):
             return function(*args, **kwargs)
 

@@ -54,7 +54,7 @@ def choose_offset(numbers: np.ndarray) -> int:
 
 
 def checksum(numbers: np.ndarray, offset: int, recipe: bytes) -> bytes:
-    """LENGTH bytes of SHA-256 over the packed recipe, which gives the numbers their scale, and
+    """LENGTH bytes of SHA-256 over `recipe`, which says what gives the numbers their scale, and
     `numbers` (v,) rounded on the grid with this offset."""
     rounded = np.floor(_scaled(numbers) + offset / OFFSETS).astype("<i8")
     return hashlib.sha256(recipe + rounded.tobytes()).digest()[:LENGTH]

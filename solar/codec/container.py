@@ -4,7 +4,7 @@
     0       4      magic "SOLR"
     4       1      format version
     5       1      method (METHODS)
-    6       1      flags: 1 names listed, 2 names implied by the usual targets
+    6       1      flags: 1 names listed, 2 names implied by the usual targets; 4 basis embedded
     7       1      length of the method's parameters (recipe, seed, basis checksum)
     8       16     first half of SHA-256 over names, shapes and exact bytes of the adapted weights
     24      2      number of layers
@@ -23,7 +23,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,9 +35,10 @@ from solar.errors import SolarError
 MAGIC = b"SOLR"
 VERSION = 1
 METHODS = ("solar", "float", "bits")  # the byte in the file is the index
-LISTED, IMPLIED = 1, 2
+LISTED, IMPLIED, EMBEDDED = 1, 2, 4
 FIXED = struct.Struct("<4sBBBB16sHIIQQ")
 CHECKSUM = 8
+HEAD_DTYPES = ("float16", "float32", "int8")  # the byte in the file is the index
 MAX_NAME = 1024  # bytes in one name, a limit on what a listed table may unpack to
 MAX_RANK = 16383  # two varint bytes
 
@@ -47,7 +48,8 @@ class PacketError(SolarError):
 
 
 class Packet(NamedTuple):
-    """A packet taken apart: names None where implied; ranks (layers,) in sorted order of names."""
+    """A packet taken apart: names None where implied; ranks (layers,) in sorted order of names;
+    embedded: the payload brings the basis."""
 
     method: str
     parameters: bytes
@@ -56,6 +58,7 @@ class Packet(NamedTuple):
     ranks: tuple[int, ...]
     payload: bytes
     heads: bytes
+    embedded: bool = False
 
 
 class Base(NamedTuple):
@@ -185,20 +188,30 @@ def _unpack_names(data: bytes, layers: int) -> tuple[str, ...]:
     return names
 
 
+def _pack_names(names: tuple[str, ...] | None) -> bytes:
+    if names is None:
+        return b""
+    if any("\n" in name or len(name.encode()) > MAX_NAME for name in names):
+        raise SolarError(f"a layer name exceeds {MAX_NAME} bytes or holds a line break")
+    return zlib.compress("\n".join(names).encode(), 9)
+
+
+def overhead(names: tuple[str, ...] | None, parameters: int) -> Callable[[tuple[int, ...]], int]:
+    """The bytes of a file beside payload and heads, as a function of its ranks."""
+    fixed = FIXED.size + parameters + len(_pack_names(names)) + CHECKSUM
+    return lambda ranks: fixed + len(_pack_ranks(ranks))
+
+
 def pack(packet: Packet) -> bytes:
     """The file's bytes. Raises SolarError where something does not fit the format."""
     if not 0 < len(packet.ranks) < 2**16:
         raise SolarError(f"{len(packet.ranks)} adapted layers; a packet holds 1 to 65535")
     if max(packet.ranks) > MAX_RANK:
         raise SolarError(f"rank {max(packet.ranks)} exceeds {MAX_RANK}, the most a packet holds")
-    names = b""
-    if packet.names is not None:
-        if any("\n" in name or len(name.encode()) > MAX_NAME for name in packet.names):
-            raise SolarError(f"a layer name exceeds {MAX_NAME} bytes or holds a line break")
-        names = zlib.compress("\n".join(packet.names).encode(), 9)
-    table = _pack_ranks(packet.ranks)
+    names, table = _pack_names(packet.names), _pack_ranks(packet.ranks)
+    flags = (IMPLIED if packet.names is None else LISTED) | (EMBEDDED if packet.embedded else 0)
     fixed = FIXED.pack(
-        MAGIC, VERSION, METHODS.index(packet.method), IMPLIED if packet.names is None else LISTED,
+        MAGIC, VERSION, METHODS.index(packet.method), flags,
         len(packet.parameters), packet.base_hash, len(packet.ranks),
         len(names), len(table), len(packet.payload), len(packet.heads),
     )  # fmt: skip
@@ -228,7 +241,8 @@ def unpack(data: bytes) -> Packet:
         raise PacketError("packet is altered: its checksum does not match; fetch the file again")
     if method >= len(METHODS):
         raise PacketError(f"packet uses method {method}, unknown to this program; update solar")
-    if flags not in (LISTED, IMPLIED):
+    names_as = flags & ~EMBEDDED
+    if names_as not in (LISTED, IMPLIED) or (flags & EMBEDDED and METHODS[method] != "solar"):
         raise PacketError(f"packet has flags {flags}, unknown to this program; update solar")
     if layers == 0:
         raise PacketError("packet is altered: it adapts no layer")
@@ -237,12 +251,12 @@ def unpack(data: bytes) -> Packet:
         parts.append(data[at : at + length])
         at += length
     parameters, names, table, payload, heads = parts
-    if (flags == IMPLIED) != (not names):
+    if (names_as == IMPLIED) != (not names):
         raise PacketError("packet is altered: its layer names contradict its flags")
     return Packet(
         METHODS[method], parameters, base_hash,
-        None if flags == IMPLIED else _unpack_names(names, layers),
-        _unpack_ranks(table, layers), payload, heads,
+        None if names_as == IMPLIED else _unpack_names(names, layers),
+        _unpack_ranks(table, layers), payload, heads, bool(flags & EMBEDDED),
     )  # fmt: skip
 
 
@@ -258,26 +272,39 @@ def byte_counts(packet: Packet, total: int) -> dict[str, int]:
 def pack_heads(heads: Mapping[str, np.ndarray] | None, dtype: str = "float16") -> bytes:
     """Trained full tensors: name, dtype, shape and values, one after another in sorted order.
 
-    Raises SolarError where a value does not fit `dtype`.
+    int8 is symmetric with a float32 step for every row (slice of the first axis, the whole of a
+    vector), steps first. Raises SolarError where a value does not fit `dtype`.
     """
-    if dtype not in FLOATS:
-        raise SolarError(f"head dtype {dtype!r} is unknown; choose one of {tuple(FLOATS)}")
+    if dtype not in HEAD_DTYPES:
+        raise SolarError(f"head dtype {dtype!r} is unknown; choose one of {HEAD_DTYPES}")
     parts = []
     for name in sorted(heads or {}):
         array = np.asarray(heads[name], np.float32)
-        with np.errstate(over="ignore"):
-            stored = array.astype(FLOATS[dtype])
         if array.size == 0:
             raise SolarError(f"head {name} is empty; leave it out")
-        if not np.isfinite(stored).all():
-            raise SolarError(f"head {name} holds values beyond {dtype}; store heads as float32")
+        if not np.isfinite(array).all():
+            raise SolarError(f"head {name} holds non-finite values; train the adapter again")
+        if dtype == "int8":
+            rows = array.reshape(_head_rows(array.shape), -1)
+            steps = (np.max(np.abs(rows), axis=1, keepdims=True) / 127).astype("<f4")
+            whole = np.round(rows / np.where(steps > 0, steps, 1))
+            stored = steps.tobytes() + np.clip(whole, -127, 127).astype(np.int8).tobytes()
+        else:
+            with np.errstate(over="ignore"):
+                values = array.astype(FLOATS[dtype])
+            if not np.isfinite(values).all():
+                raise SolarError(f"head {name} holds values beyond {dtype}; store heads as float32")
+            stored = values.tobytes()
         encoded = name.encode()
         if len(encoded) > MAX_NAME or array.ndim > 8:
             raise SolarError(f"head {name[:40]} has too long a name or more than 8 dimensions")
-        code = list(FLOATS).index(dtype)
-        parts.append(struct.pack("<HBB", len(encoded), code, array.ndim))
-        parts.append(encoded + np.array(array.shape, "<u4").tobytes() + stored.tobytes())
+        parts.append(struct.pack("<HBB", len(encoded), HEAD_DTYPES.index(dtype), array.ndim))
+        parts.append(encoded + np.array(array.shape, "<u4").tobytes() + stored)
     return b"".join(parts)
+
+
+def _head_rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) > 1 else 1
 
 
 def unpack_heads(data: bytes) -> dict[str, np.ndarray]:
@@ -294,7 +321,7 @@ def unpack_heads(data: bytes) -> dict[str, np.ndarray]:
 
     while at < len(data):
         length, code, ndim = struct.unpack("<HBB", take(4))
-        if length > MAX_NAME or code >= len(FLOATS) or ndim > 8:
+        if length > MAX_NAME or code >= len(HEAD_DTYPES) or ndim > 8:
             raise PacketError("packet is altered: a head has an unknown type or shape")
         try:
             name = take(length).decode()
@@ -303,8 +330,14 @@ def unpack_heads(data: bytes) -> dict[str, np.ndarray]:
         shape = tuple(int(x) for x in np.frombuffer(take(4 * ndim), "<u4"))
         if 0 in shape:
             raise PacketError("packet is altered: a head is empty")
-        kind = list(FLOATS.values())[code]
-        values = np.frombuffer(take(math.prod(shape) * kind.itemsize), kind)
+        if HEAD_DTYPES[code] == "int8":
+            steps = np.frombuffer(take(4 * _head_rows(shape)), "<f4")[:, None]
+            whole = np.frombuffer(take(math.prod(shape)), np.int8).reshape(len(steps), -1)
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below where it matters
+                values = whole.astype(np.float32) * steps
+        else:
+            kind = FLOATS[HEAD_DTYPES[code]]
+            values = np.frombuffer(take(math.prod(shape) * kind.itemsize), kind)
         if name in heads or (heads and name < next(reversed(heads))):
             raise PacketError("packet is altered: its heads are not a sorted table")
         heads[name] = values.reshape(shape).astype(np.float32)

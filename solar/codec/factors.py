@@ -13,8 +13,6 @@ dropped, so the rank of a layer can shrink, to 0 for a zero update.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from solar.codec.blas import one_thread
@@ -22,7 +20,6 @@ from solar.errors import SolarError
 
 CUTOFF = 1e-7  # components below this share of the layer's largest one are rounding, not signal
 TIE = 1e-6  # entries within this relative distance of the largest count as equally large
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Factors(NamedTuple):
@@ -32,28 +29,26 @@ class Factors(NamedTuple):
     right: np.ndarray
 
 
-def leading_sign(rows, xp=np):
+def leading_sign(rows: np.ndarray) -> np.ndarray:
     """Sign (..., 1) of the largest-magnitude entry of each row of (..., d); the lowest index wins.
 
     Entries within TIE of the largest count as tied, so rounding cannot choose between them.
     """
-    size = xp.abs(rows)
-    first = xp.argmax(size >= (1 - TIE) * xp.max(size, axis=-1, keepdims=True), axis=-1)
-    entry = xp.take_along_axis(rows, first[..., None], axis=-1)
-    return xp.where(entry < 0, -1.0, 1.0).astype(rows.dtype)
+    size = np.abs(rows)
+    first = np.argmax(size >= (1 - TIE) * np.max(size, axis=-1, keepdims=True), axis=-1)
+    entry = np.take_along_axis(rows, first[..., None], axis=-1)
+    return np.where(entry < 0, -1.0, 1.0).astype(rows.dtype)
 
 
-@jax.jit
-def _balance(left, right):
+def _balance(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Balanced factors of left @ right^T for a batch (b, m, r), (b, n, r), and singular values."""
-    q_left, r_left = jnp.linalg.qr(left)
-    q_right, r_right = jnp.linalg.qr(right)
-    core = jnp.einsum("bij,bkj->bik", r_left, r_right, precision=HIGHEST)
-    p, s, qt = jnp.linalg.svd(core, full_matrices=False)
-    root = jnp.sqrt(s)[:, :, None]
-    rows_left = jnp.einsum("bmi,bij->bjm", q_left, p, precision=HIGHEST)
-    rows_right = jnp.einsum("bni,bji->bjn", q_right, qt, precision=HIGHEST)
-    sign = leading_sign(rows_left, jnp)
+    q_left, r_left = np.linalg.qr(left)
+    q_right, r_right = np.linalg.qr(right)
+    p, s, qt = np.linalg.svd(r_left @ r_right.swapaxes(-1, -2), full_matrices=False)
+    root = np.sqrt(s)[:, :, None]
+    rows_left = (q_left @ p).swapaxes(-1, -2)
+    rows_right = qt @ q_right.swapaxes(-1, -2)
+    sign = leading_sign(rows_left)
     return rows_left * sign * root, rows_right * sign * root, s
 
 
@@ -87,8 +82,7 @@ def canonical(
             continue
         left = np.stack([np.asarray(pairs[k][0], np.float64) * float(pairs[k][2]) for k in names])
         right = np.stack([np.asarray(pairs[k][1], np.float64).T for k in names])
-        with jax.enable_x64(True):
-            rows_left, rows_right, s = map(np.asarray, _balance(left, right))
+        rows_left, rows_right, s = _balance(left, right)
         # A component whose float32 factors would vanish cannot be sent either.
         kept = (s > CUTOFF * s[:, :1]) & (np.sqrt(s) > np.finfo(np.float32).tiny)
         for i, name in enumerate(names):

@@ -2,12 +2,11 @@
 
 Floats are stored as float16 (or float32) times one power of two for the whole packet, so the scale
 of an adapter never meets the range of float16. Factor entries at b bits sit on the mid-rise grid
-(code - (2^b - 1) / 2) * step with one float16 step per group. A support of k out of n positions is
-a bitmap or its rank among all C(n, k) (combinatorial number system), whichever is shorter.
+(code - (2^b - 1) / 2) * step with one float16 step per group; coefficients at b bits on the same
+grid with steps of one byte, 2^((byte - 255) / SCALE_STEPS) times the packet's power of two.
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
@@ -15,8 +14,17 @@ from solar.errors import SolarError
 
 FLOATS = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 TOP = 14  # the largest stored float16 lies in [2^13, 2^14): head room for rounding
-MAX_RANKED = 16384  # beyond this many positions a rank costs too much time; the bitmap is used
+SCALE_STEPS = 12  # of a step per octave: rounding one costs a thousandth of the energy at most
+SCALE_TOP = 255
+INTEGERS = {"int8": 8, "int4": 4, "int2": 2, "sign": 1}
 STEPS = np.linspace(0.3, 1.0, 29)  # shares of the step that reaches the largest entry of a group
+
+
+def size(dtype: str, count: int) -> int:
+    """Bytes of `count` numbers."""
+    if dtype in FLOATS:
+        return count * FLOATS[dtype].itemsize
+    return (count * INTEGERS[dtype] + 7) // 8
 
 
 def exponent(values: np.ndarray, dtype: str) -> int:
@@ -39,73 +47,6 @@ def restore(data: bytes, dtype: str, power: int) -> np.ndarray:
         return np.ldexp(stored, -power).astype(np.float32)
 
 
-# --------------------------------------------------------------------------------------- supports
-
-
-@lru_cache(maxsize=1024)
-def support_bytes(n: int, k: int) -> int:
-    """Bytes of a support of k out of n positions; nothing where there is no choice."""
-    if k == n or k == 0:
-        return 0
-    bitmap = (n + 7) // 8
-    if n > MAX_RANKED:
-        return bitmap
-    return min(bitmap, ((math.comb(n, k) - 1).bit_length() + 7) // 8)
-
-
-def _ranked(n: int, k: int) -> bool:
-    return support_bytes(n, k) < (n + 7) // 8
-
-
-def pack_support(support: np.ndarray) -> bytes:
-    """Bytes of a support (n,) bool."""
-    n, k = len(support), int(np.sum(support))
-    size = support_bytes(n, k)
-    if size == 0:
-        return b""
-    if not _ranked(n, k):
-        return np.packbits(support, bitorder="little").tobytes()
-    # The rank is the sum of C(p_i, i) over the positions p_1 < ... < p_k; binomials are updated.
-    rank, binomial, left = 0, math.comb(n - 1, k), k
-    for p in range(n - 1, -1, -1):
-        if left == 0:
-            break
-        if support[p]:
-            rank += binomial
-            binomial, left = (binomial * left // p if p else 0), left - 1
-        else:
-            binomial = binomial * (p - left) // p
-    return rank.to_bytes(size, "little")
-
-
-def unpack_support(data: bytes, n: int, k: int) -> np.ndarray:
-    """Support (n,) bool of k positions. Raises ValueError where `data` is not a valid code."""
-    if len(data) != support_bytes(n, k):
-        raise ValueError("support of the wrong length")
-    if k == n or k == 0:
-        return np.full(n, k == n)
-    if not _ranked(n, k):
-        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        if int(bits.sum()) != k or bits[n:].any():
-            raise ValueError("support with the wrong number of positions")
-        return bits[:n].astype(bool)
-    rank = int.from_bytes(data, "little")
-    if rank >= math.comb(n, k):
-        raise ValueError("support beyond the last one")
-    support = np.zeros(n, bool)
-    binomial, left = math.comb(n - 1, k), k
-    for p in range(n - 1, -1, -1):
-        if left == 0:
-            break
-        if rank >= binomial:
-            support[p] = True
-            rank -= binomial
-            binomial, left = (binomial * left // p if p else 0), left - 1
-        else:
-            binomial = binomial * (p - left) // p
-    return support
-
-
 # ------------------------------------------------------------------------------- few-bit integers
 
 
@@ -117,16 +58,16 @@ def midrise(groups: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if bits == 1:
         steps = 2 * np.nanmean(np.abs(groups), axis=1)
-        return _codes(groups, _half(steps), bits), _half(steps)
+        return codes(groups, _half(steps), bits), _half(steps)
     reach = np.nanmax(np.abs(groups), axis=1) / ((2**bits - 1) / 2)
     best = np.full(len(groups), np.inf)
     steps = _half(reach)
     for share in STEPS:
         tried = _half(reach * share)
-        error = np.nansum((dequantize(_codes(groups, tried, bits), tried, bits) - groups) ** 2, 1)
+        error = np.nansum((dequantize(codes(groups, tried, bits), tried, bits) - groups) ** 2, 1)
         steps = np.where(error < best, tried, steps)
         best = np.minimum(error, best)
-    return _codes(groups, steps, bits), steps
+    return codes(groups, steps, bits), steps
 
 
 def _half(steps: np.ndarray) -> np.ndarray:
@@ -136,7 +77,41 @@ def _half(steps: np.ndarray) -> np.ndarray:
     return half
 
 
-def _codes(groups: np.ndarray, steps: np.ndarray, bits: int) -> np.ndarray:
+def scale_power(largest: float) -> int:
+    """The power of two of a packet whose largest step is `largest`."""
+    return math.frexp(largest)[1] if largest > 0 else 0
+
+
+def scale_bytes(steps: np.ndarray, power: int) -> np.ndarray:
+    """Bytes (g,) uint8 of positive steps (g,); what is far below the largest gets the least."""
+    with np.errstate(divide="ignore"):
+        octaves = np.log2(np.asarray(steps, np.float64)) - power
+    return np.clip(np.round(octaves * SCALE_STEPS) + SCALE_TOP, 0, SCALE_TOP).astype(np.uint8)
+
+
+def scale_steps(scales: np.ndarray, power: int) -> np.ndarray:
+    """Steps (g,) float64 of bytes (g,)."""
+    return np.exp2((scales.astype(np.float64) - SCALE_TOP) / SCALE_STEPS + power)
+
+
+def steps_for(groups: np.ndarray, bits: int) -> np.ndarray:
+    """Steps (g,) float64 of least squared error for groups (g, e), NaN where there is no entry.
+
+    One bit has the closed form of `midrise`; otherwise the best of a fixed set.
+    """
+    if bits == 1:
+        return 2 * np.nanmean(np.abs(groups), axis=1)
+    reach = np.nanmax(np.abs(groups), axis=1) / ((2**bits - 1) / 2)
+    best, steps = np.full(len(groups), np.inf), reach
+    for share in STEPS:
+        tried = reach * share
+        error = np.nansum((dequantize(codes(groups, tried, bits), tried, bits) - groups) ** 2, 1)
+        steps, best = np.where(error < best, tried, steps), np.minimum(error, best)
+    return steps
+
+
+def codes(groups: np.ndarray, steps: np.ndarray, bits: int) -> np.ndarray:
+    """Codes (g, e) uint8 of groups (g, e) on the mid-rise grid with steps (g,)."""
     width = np.where(steps > 0, steps.astype(np.float32), np.inf)[:, None]
     level = np.floor(np.nan_to_num(groups) / width) + 2 ** (bits - 1)
     return np.clip(level, 0, 2**bits - 1).astype(np.uint8)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from solar.codec.factors import HIGHEST
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Fit(NamedTuple):
@@ -69,18 +69,15 @@ def _largest(score, count):
     )
 
 
-@partial(jax.jit, static_argnames=("orthonormal", "sparse"))
-def fit(atoms, targets, weights, counts, ridge, *, orthonormal: bool, sparse: bool) -> Fit:
+@partial(jax.jit, static_argnames=("sparse",))
+def fit(atoms, targets, weights, counts, ridge, *, sparse: bool) -> Fit:
     """Coefficients of targets (b, t, D) in atoms (b, a, D), float32, before any re-fit.
 
     weights (b, t) order the coefficients; counts (b,) int32 of them are kept where `sparse`.
     """
 
     def one(atoms, targets, weights, count):
-        if orthonormal:
-            full = inner(atoms, targets)
-        else:
-            full = _ridge(atoms, targets, ridge)
+        full = _ridge(atoms, targets, ridge)
         rest = targets - jnp.matmul(full.T, atoms, precision=HIGHEST)
         residual = jnp.sqrt(jnp.sum(rest * rest))
         if not sparse:
@@ -113,9 +110,3 @@ def refit(atoms, targets, support, ridge, *, most: int):
 def inner(atoms, targets):
     """Inner products (..., a, t) of atoms (..., a, D) and targets (..., t, D), float32."""
     return jnp.einsum("...ad,...td->...at", atoms, targets, precision=HIGHEST)
-
-
-@jax.jit
-def combine(coefficients, atoms):
-    """Rows (b, t, D) float32: coefficients (b, a, t) times atoms (b, a, D)."""
-    return jnp.einsum("bat,bad->btd", coefficients, atoms, precision=HIGHEST)

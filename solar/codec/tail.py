@@ -12,13 +12,10 @@ E ||(I - Pi) x||^2 = (1 - N/d) ||x||^2. Proofs: docs/error-bound.md.
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from solar.codec import bound
-from solar.codec.basis import Recipe
-from solar.codec.factors import HIGHEST
+from solar.codec.recipe import Recipe
 
 # Norms and residuals here are float32; relative to ||X||_F.
 SLACK = 1e-5
@@ -37,39 +34,12 @@ class Tail(NamedTuple):
     why: str
 
 
-@jax.jit
-def spectral_upper(matrices) -> jax.Array:
-    """(b,) upper bounds of the spectral norms of (b, a, D), about 2% loose.
-
-    A few power steps guess the largest eigenvalue of the Gram matrix; tau bounds it if
-    tau I - gram is positive definite, which Cholesky decides. Where the guess was too low the
-    largest absolute row sum is taken, which always bounds.
-    """
-
-    def one(matrix):
-        gram = jnp.matmul(matrix, matrix.T, precision=HIGHEST)
-
-        def step(_, v):
-            w = jnp.matmul(gram, v, precision=HIGHEST)
-            return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
-
-        start = jnp.ones(gram.shape[0], gram.dtype) + jnp.arange(gram.shape[0]) % 3
-        v = jax.lax.fori_loop(0, 24, step, start / jnp.linalg.norm(start))
-        guess = 1.04 * jnp.linalg.norm(jnp.matmul(gram, v, precision=HIGHEST))
-        lower = jnp.linalg.cholesky(guess * jnp.eye(gram.shape[0], dtype=gram.dtype) - gram)
-        always = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
-        return jnp.sqrt(jnp.where(jnp.all(jnp.isfinite(lower)), guess, always))
-
-    return jax.lax.map(one, matrices)
-
-
-@jax.jit
-def _inside_and_outside(targets, plain):
+def _inside_and_outside(targets, plain) -> tuple[np.ndarray, np.ndarray]:
     """||Pi_P0 X||_F and ||(I - Pi_P0) X||_F, (b,) each, of targets (b, t, D), plain (b, a, D)."""
-    inner = jnp.einsum("btd,bad->bta", targets, plain, precision=HIGHEST)
+    inner = np.matmul(targets, plain.swapaxes(-1, -2))
     # The difference of vectors, not of energies: it can be 1e-7 of the whole.
-    rest = targets - jnp.einsum("bta,bad->btd", inner, plain, precision=HIGHEST)
-    return jnp.linalg.norm(inner, axis=(1, 2)), jnp.linalg.norm(rest, axis=(1, 2))
+    rest = targets - np.matmul(inner, plain)
+    return np.linalg.norm(inner, axis=(1, 2)), np.linalg.norm(rest, axis=(1, 2))
 
 
 def tail_bound(targets, plain, perturbation_norms) -> np.ndarray:
@@ -133,9 +103,12 @@ def tails(
         plain, moved = plain * real, moved * real if norms is not None else None
     if norms is not None:
         # No norm is below this; where it reaches 1 there is nothing left to find out.
-        off = np.asarray(jnp.linalg.norm(moved, axis=(1, 2))) / np.sqrt(min(first, width * dim))
+        moved = np.asarray(moved)
+        off = np.linalg.norm(moved, axis=(1, 2)) / np.sqrt(min(first, width * dim))
         if off.min() < 1:
-            off = np.asarray(spectral_upper(moved))
+            from solar.codec import noise
+
+            off = np.asarray(noise.spectral_upper(moved))
     limits = tail_bound(targets, plain, off)
     records = []
     for i, total in enumerate(totals):

@@ -8,8 +8,6 @@ part of the format and must not change with a version or an option. The same cod
 JAX arrays.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -43,14 +41,6 @@ def fold(seed: int, *numbers: np.ndarray) -> np.ndarray:
 
 def words(keys, count: int):
     """uint32 words (..., count) of keys (..., 2), NumPy or JAX by the type of `keys`."""
-    xp = jnp if isinstance(keys, jax.Array) else np
-    counter = xp.arange(count, dtype=xp.uint32)
-    x, y = encrypt(keys[..., :1], keys[..., 1:], xp.zeros_like(counter), counter)
+    counter = np.arange(count, dtype=np.uint32)
+    x, y = encrypt(keys[..., :1], keys[..., 1:], np.zeros_like(counter), counter)
     return x ^ y
-
-
-def gaussian(word):
-    """N(0, 1) float32 of uint32 JAX words: 23 bits give an odd multiple of 2^-23 in (-1, 1), which
-    is exact, and sqrt(2) erf_inv of it is the value."""
-    odd = (word >> 9).astype(jnp.float32) * 2.0 + (1.0 - 2.0**23)
-    return jnp.float32(np.sqrt(2.0)) * jax.lax.erf_inv(odd * jnp.float32(2.0**-23))

@@ -1,0 +1,313 @@
+"""ECSQ: entropy-coded scalar quantisation, each side of each component at the rate it is worth.
+
+In orthonormal atoms of full or seeded choice the coefficients of a component are near Gaussian. A
+uniform quantiser of such numbers with a dead zone, its cells coded at their entropy, has for every
+step and every dead zone a point (bits, share of the energy captured); the lower hull of these
+points is LEVELS, the levels there are. A component of energies e_l and e_r reaches dW with
+c_l e_l c_r e_r, where c are the shares captured, so at a price per bit the pair of levels that is
+worth most follows from the two energies alone. Both ends compute it: the file needs the price, a
+byte for each energy, and the cells. This is `limit.py`'s water-filling with a real quantiser in
+the place of Shannon's curve.
+
+`boost` fills the last bytes of a budget: that many sides, in order of falling energy and starting
+again after the last, are coded one level finer than the price says.
+
+    price       4 bytes, float32: squared error per bit
+    boost       2 bytes
+    energies    a byte per component, on the scale of quantize.py; two where the sides capture
+                different energies because their atoms do not span the whole space
+    cells       one entropy-coded stream (range coder of `constriction`)
+"""
+
+import math
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from solar.codec import quantize
+from solar.codec.coefficients import Coefficients, Side, size_of
+from solar.codec.container import PacketError
+from solar.codec.recipe import Setting
+
+HEAD = struct.Struct("<fH")
+RATIOS = np.geomspace(0.12, 400, 150)  # standard deviation over step
+DEADS = (
+    0.5,
+    0.55,
+    0.6,
+    0.65,
+    0.7,
+    0.8,
+)  # a number of size x lies in cell floor(x / step + 1 - this)
+LEAST_BITS, MOST_LEVELS = 0.01, 64
+REACH = 9.0  # standard deviations that cells cover; what is beyond counts as the last one
+MAX_BOOST = 65535
+LOWEST = 1e-13  # price at which everything is at its finest, relative to that at which nothing is
+PRECISION = 1.003  # to which a price is searched; the boost does the rest
+ROUNDS, CLOSE = 5, 0.004
+
+
+class Levels(NamedTuple):
+    """The levels, finest last; the first is nothing at all. bits and share per coefficient."""
+
+    bits: np.ndarray
+    share: np.ndarray
+    ratio: np.ndarray
+    dead: np.ndarray
+
+
+def _cells(ratio: float, dead: float) -> tuple[np.ndarray, np.ndarray]:
+    """Chances (k,) and mean sizes (k,) of |x| in cells 0, 1, ... for x ~ N(0, 1)."""
+    last = math.ceil(REACH * ratio) + 1
+    edges = np.concatenate([[0.0], (np.arange(last) + dead) / ratio])
+    above = np.array([math.erfc(x) for x in edges / math.sqrt(2)] + [0.0])
+    density = np.append(np.sqrt(2 / np.pi) * np.exp(-(edges**2) / 2), 0.0)
+    chance = above[:-1] - above[1:]
+    mean = (density[:-1] - density[1:]) / np.maximum(chance, 1e-300)
+    # Far in the tail both are differences of tiny numbers; the middle of the cell will do.
+    mean = np.where(chance > 1e-13, mean, edges + 0.5 / ratio)
+    mean[0] = 0  # both signs are in the first cell
+    return chance, mean
+
+
+@lru_cache(maxsize=1)
+def levels() -> Levels:
+    points = []
+    for ratio in RATIOS:
+        for dead in DEADS if ratio < 2 else DEADS[:1]:
+            chance, mean = _cells(ratio, dead)
+            bits = -np.sum(chance * np.log2(np.maximum(chance, 1e-300))) + chance[1:].sum()
+            points.append((bits, float(np.sum(chance * mean**2)), ratio, dead))
+    hull: list[tuple] = [(0.0, 0.0, 0.0, 0.0)]
+    for point in sorted(points):
+        if point[0] < LEAST_BITS or point[1] <= hull[-1][1]:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], point) >= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(point)
+    # As many as choosing pairs can afford, evenly along the curve. Rounded, so that the last bit
+    # of a logarithm on another machine moves nothing.
+    chosen = np.unique(np.round(np.linspace(0, len(hull) - 1, MOST_LEVELS)).astype(int))
+    return Levels(*(np.round(x, 9) for x in np.array(hull)[chosen].T))
+
+
+def _slope(a: tuple, b: tuple) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
+
+
+class Components(NamedTuple):
+    """Components in file order: their sides, target in them, sizes (c, 2) and energies (c, 2)."""
+
+    pairs: list[tuple[Side, Side]]
+    targets: np.ndarray
+    sizes: np.ndarray
+    energies: np.ndarray
+
+
+def components(setting: Setting, sides: list[Side]) -> Components:
+    """All components of `sides`, energies still unknown."""
+    pairs, targets = [], []
+    for left, right in zip(sides[::2], sides[1::2], strict=True):
+        pairs += [(left, right)] * left.rank
+        targets += range(left.rank)
+    sizes = [[size_of(setting, side) for side in pair] for pair in pairs]
+    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    return Components(pairs, np.array(targets, np.int64), sizes, np.zeros(sizes.shape))
+
+
+def whole(own: Components) -> np.ndarray:
+    """(c,) whether both sides have atoms for the whole space: their energies are then the same."""
+    dims = np.array([[side.dim for side in pair] for pair in own.pairs], np.int64).reshape(-1, 2)
+    return (own.sizes == dims).all(axis=1)
+
+
+def choose(own: Components, price: float, boost: int) -> np.ndarray:
+    """Levels (c, 2) of every component at a price; both 0 where it is not worth sending."""
+    table = levels()
+    chosen = np.zeros(own.sizes.shape, np.int64)
+    pair_share = table.share[:, None] * table.share[None, :]
+    step = max(1, 2**24 // pair_share.size)
+    for first in range(0, len(own.sizes), step):
+        sizes, energies = own.sizes[first : first + step], own.energies[first : first + step]
+        gain = energies.prod(axis=1)[:, None, None] * pair_share
+        bits = sizes[:, 0, None, None] * table.bits[:, None] + sizes[:, 1, None, None] * table.bits
+        # One more byte for the energy of what is sent.
+        bits += 8.0 * ((np.arange(len(table.bits))[:, None] + np.arange(len(table.bits))) > 0)
+        best = np.argmax((gain - price * bits).reshape(len(sizes), -1), axis=1)
+        chosen[first : first + step] = np.stack(np.divmod(best, len(table.bits)), axis=1)
+    chosen[(chosen == 0).any(axis=1)] = 0
+    active = np.flatnonzero(chosen[:, 0] > 0)
+    if boost and len(active):
+        order = active[np.argsort(-own.energies[active].prod(axis=1), kind="stable")]
+        turns, rest = divmod(boost, 2 * len(order))
+        chosen[order] += turns
+        lines = np.stack([np.repeat(order, 2), np.tile([0, 1], len(order))])[:, :rest]
+        chosen[lines[0], lines[1]] += 1
+        chosen = np.minimum(chosen, len(table.bits) - 1)
+    return chosen
+
+
+@lru_cache(maxsize=256)
+def _level(index: int):
+    """Chances of cells -k ... k at a level, the mean size in each, ratio and dead zone."""
+    table = levels()
+    chance, mean = _cells(float(table.ratio[index]), float(table.dead[index]))
+    both = np.concatenate([chance[:0:-1] / 2, chance[:1], chance[1:] / 2])
+    values = np.concatenate([-mean[:0:-1], mean[:1], mean[1:]])
+    return np.maximum(both, 1e-12), values, float(table.ratio[index]), float(table.dead[index])
+
+
+@lru_cache(maxsize=256)
+def _model(index: int):
+    from constriction import stream
+
+    return stream.model.Categorical(_level(index)[0], perfect=False)
+
+
+def _deviations(own: Components) -> np.ndarray:
+    return np.sqrt(own.energies / np.maximum(own.sizes, 1))
+
+
+def cells(values: np.ndarray, level: int, deviation: float) -> np.ndarray:
+    """Cells (n,) int32, counted from 0 at -k, of values (n,)."""
+    chances, _, ratio, dead = _level(level)
+    middle = len(chances) // 2
+    size = np.floor(np.abs(values) * (ratio / deviation) + 1 - dead)
+    return (np.sign(values) * np.minimum(np.maximum(size, 0), middle)).astype(np.int32) + middle
+
+
+def pack(
+    own: Components, price: float, boost: int, bytes_: np.ndarray, tables: list[np.ndarray],
+    chosen: np.ndarray,
+) -> bytes:  # fmt: skip
+    """The payload. own: what is sent, energies as bytes_ (c, 2) say them; tables: the coefficients
+    (c, n) of left sides and right sides by component; chosen (c, 2) levels."""
+    from constriction import stream
+
+    coder = stream.queue.RangeEncoder()
+    deviations = _deviations(own)
+    for row, side in np.argwhere(chosen > 0):
+        index = int(chosen[row, side])
+        coder.encode(cells(tables[row][side], index, deviations[row, side]), _model(index))
+    mask = np.stack([np.ones(len(own.pairs), bool), ~whole(own)], axis=1)
+    data = coder.get_compressed().astype("<u4").tobytes() if len(own.pairs) else b""
+    return HEAD.pack(price, boost) + bytes_[mask].astype(np.uint8).tobytes() + data
+
+
+def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> tuple[float, int]:
+    """The price (a float32) and the boost whose file, length(levels) bytes, is at most `budget`."""
+    table = levels()
+
+    def modelled(price: float) -> float:
+        chosen = choose(own, price, 0)
+        sent = 1 + ~whole(own)[:, None].any(axis=1)
+        return float((table.bits[chosen] * own.sizes).sum() + 8 * (sent * chosen[:, 0] > 0).sum())
+
+    high = float(np.max(own.energies.prod(axis=1), initial=0)) or 1.0
+    low, best, target = high * LOWEST, high, None
+    for _ in range(ROUNDS):
+        if target is not None:
+            inside = (best, high) if modelled(best) > target else (low, best)
+            best = _bisect(modelled, *inside, target)
+        else:
+            best = _bisect(modelled, low, high, 8.0 * budget)
+        best = float(np.float32(best))
+        real = length(choose(own, best, 0))
+        if 0 <= budget - real <= CLOSE * budget:
+            break
+        # What the model does not know: tables, header, and how Gaussian the coefficients are.
+        target = modelled(best) + 8.0 * (budget - real) - (16 if real > budget else 0)
+    while length(choose(own, best, 0)) > budget and best < high:
+        best = float(np.float32(best * 1.01))
+    first, last = 0, 1
+    while last < MAX_BOOST and length(choose(own, best, last)) <= budget:
+        first, last = last, last * 2
+        if last > 2 * len(own.sizes) * len(table.bits):
+            break
+    last = min(last, MAX_BOOST + 1)
+    while last - first > 1:
+        middle = (first + last) // 2
+        if length(choose(own, best, middle)) <= budget:
+            first = middle
+        else:
+            last = middle
+    return best, first
+
+
+def _bisect(cost: Callable[[float], float], low: float, high: float, most: float) -> float:
+    """The lowest price in [low, high] whose cost is at most `most`, near enough."""
+    if cost(low) <= most:
+        return low
+    while high > low * PRECISION:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if cost(middle) <= most else (middle, high)
+    return high
+
+
+def length(own: Components, tables: list, chosen: np.ndarray) -> int:
+    """Bytes of the payload, from the chances of the cells: what the coder needs to a few bytes."""
+    deviations, bits = _deviations(own), 0.0
+    for row, side in np.argwhere(chosen > 0):
+        index = int(chosen[row, side])
+        symbols = cells(tables[row][side], index, deviations[row, side])
+        bits -= float(np.log2(_level(index)[0])[symbols].sum())
+    sent = len(own.pairs) + int((~whole(own)).sum())
+    return HEAD.size + sent + (4 * (math.ceil(bits / 32) + 1) if len(own.pairs) else 0)
+
+
+def decoded(own: Components, tables: list, chosen: np.ndarray) -> list[list[np.ndarray]]:
+    """The coefficients of every component's two sides as a receiver reads them, float32."""
+    deviations, found = _deviations(own), [[np.zeros(n, np.float32) for n in s] for s in own.sizes]
+    for row, side in np.argwhere(chosen > 0):
+        index = int(chosen[row, side])
+        symbols = cells(tables[row][side], index, deviations[row, side])
+        found[row][side] = (_level(index)[1][symbols] * deviations[row, side]).astype(np.float32)
+    return found
+
+
+def unpack(
+    setting: Setting, sides: list[Side], power: int, data: bytes
+) -> dict[Side, Coefficients]:
+    """Coefficients of every side. Raises PacketError."""
+    from constriction import stream
+
+    own = components(setting, sides)
+    mask = np.stack([np.ones(len(own.pairs), bool), ~whole(own)], axis=1)
+    head = HEAD.size + int(mask.sum())
+    if len(data) < head or (len(data) - head) % 4:
+        raise PacketError("packet is altered: its payload is too short for its layer table")
+    price, boost = HEAD.unpack_from(data)
+    if not (np.isfinite(price) and price >= 0):
+        raise PacketError("packet is altered: its price is no positive number")
+    bytes_ = np.zeros(mask.shape, np.uint8)
+    bytes_[mask] = np.frombuffer(data[HEAD.size : head], np.uint8)
+    bytes_[:, 1] = np.where(mask[:, 1], bytes_[:, 1], bytes_[:, 0])
+    own = own._replace(energies=quantize.scale_steps(bytes_, power))
+    chosen = choose(own, price, boost)
+    words = np.frombuffer(data[head:], "<u4").astype(np.uint32)
+    coder = stream.queue.RangeDecoder(words)
+    deviations = _deviations(own)
+    again = stream.queue.RangeEncoder()
+    values: dict[Side, list[np.ndarray]] = {side: [] for side in sides}
+    try:
+        for (row, side), index in np.ndenumerate(chosen):
+            size = int(own.sizes[row, side])
+            if index == 0:
+                values[own.pairs[row][side]].append(np.zeros(size, np.float32))
+                continue
+            symbols = coder.decode(_model(int(index)), size)
+            again.encode(symbols, _model(int(index)))
+            found = _level(int(index))[1][symbols] * deviations[row, side]
+            values[own.pairs[row][side]].append(found.astype(np.float32))
+    except AssertionError:  # what constriction raises for words that no encoder writes
+        raise PacketError("packet is altered: it holds a stream that no encoder writes") from None
+    # The coder reads zeros past its end: only writing again tells whether these were all the words.
+    if not np.array_equal(again.get_compressed() if sides else words[:0], words):
+        raise PacketError("packet is altered: it holds a stream that is not in its one form")
+    return {
+        side: Coefficients(np.arange(size_of(setting, side) * side.rank), np.concatenate(own_))
+        for side, own_ in values.items()
+    }
