@@ -15,7 +15,8 @@ from golden.bases import base_of, logits  # noqa: E402
 
 from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from solar.adapters import peft_io, targets  # noqa: E402
-from solar.adapters.lora import Adapter, LoraConfig, head_names, plan  # noqa: E402
+from solar.adapters.adapter import Adapter  # noqa: E402
+from solar.adapters.lora import LoraConfig, head_names, plan  # noqa: E402
 from solar.models.structure import structure  # noqa: E402
 from solar.weights.base import Base  # noqa: E402
 
@@ -115,7 +116,7 @@ def test_written_by_peft_read_here(family, variant, tmp_path):
 def test_written_here_read_by_peft(family, variant, tmp_path):
     base, config = base_of(CASE[family], seed=3), config_of(family, variant)
     adapter = random_adapter(base, config)
-    peft_io.write(tmp_path, adapter, base, config, seed=3)
+    peft_io.write(tmp_path, adapter, base.family, base.source, config, seed=3)
     found = torch_logits(base, load_in_peft(base, tmp_path))
     assert_same(found, logits(base, adapter), base, f"{family} {variant}, to PEFT")
 
@@ -131,7 +132,7 @@ def test_a_decoded_update_of_mixed_ranks_is_read_by_peft(family, tmp_path):
         outputs, inputs = b.shape[0], a.shape[1]
         drawn = cases.factors({layer + ".A": (rank, inputs), layer + ".B": (outputs, rank)}, seed=2)
         adapter.pairs[layer] = (drawn[layer + ".B"], drawn[layer + ".A"], scale)
-    peft_io.write(tmp_path, adapter, base)
+    peft_io.write(tmp_path, adapter, base.family, base.source)
     found = torch_logits(base, load_in_peft(base, tmp_path))
     assert_same(found, logits(base, adapter), base, f"{family} decoded, to PEFT")
     again = peft_io.read(tmp_path, base)
