@@ -37,7 +37,7 @@ def read_config(folder: Path) -> dict:
     path = folder / "adapter_config.json"
     config = read_json(path)
     method = config.get("peft_type")
-    if method not in METHODS:
+    if method not in tuple(METHODS):  # which, unlike a dict, can be asked about a list
         raise SolarError(f"{folder} holds a {method} adapter; only {', '.join(METHODS)} are read")
     for name, meaning in REFUSED.items():
         if config.get(name):
