@@ -365,10 +365,19 @@ class TestRefusals:
         [
             ({"use_dora": True}, "uses use_dora"),
             ({"alpha_pattern": {"(": 2}}, r"'\(' in alpha_pattern is no regular expression"),
-            ({"alpha_pattern": {"q": "2"}}, "alpha_pattern or rank_pattern of another kind"),
-            ({"alpha_pattern": [1]}, "alpha_pattern or rank_pattern of another kind"),
-            ({"modules_to_save": "lm_head"}, "has modules_to_save, .* of another kind"),
+            ({"alpha_pattern": {"q": "2"}}, "alpha_pattern is not what PEFT writes"),
+            ({"alpha_pattern": [1]}, "alpha_pattern is not what PEFT writes"),
+            ({"alpha_pattern": {"q": float("nan")}}, "alpha_pattern is not what PEFT writes"),
+            ({"rank_pattern": {"q": [True]}}, "rank_pattern is not what PEFT writes"),
+            (
+                {"peft_type": "ADALORA", "init_r": 4, "rank_pattern": {"q": 3}},
+                "rank_pattern is not what PEFT writes",
+            ),
+            ({"modules_to_save": "lm_head"}, "modules_to_save is not what PEFT writes"),
+            ({"target_modules": ["q_proj", 3]}, "target_modules is not what PEFT writes"),
             ({"lora_alpha": None}, "does not give lora_alpha"),
+            ({"lora_alpha": float("inf")}, "does not give lora_alpha"),
+            ({"lora_alpha": 10**400}, "does not give lora_alpha"),
         ],
     )
     def test_configs(self, changes, message, tmp_path):

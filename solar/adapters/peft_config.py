@@ -59,7 +59,7 @@ def read_config(folder: Path) -> dict:
             "are not in it; load it with PEFT and save it with save_projection=True"
         )
     for name in NUMBERS[method]:
-        if not isinstance(config.get(name), (int, float)):
+        if not number(config.get(name)):
             raise SolarError(
                 f"{path} does not give {name}; the file is damaged or not a "
                 f"{METHODS[method]} config"
@@ -68,19 +68,34 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def number(value: object) -> bool:
+    """Whether ``value`` is a number of ordinary size: JSON also knows NaN, true and 10**400."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and -1e30 < value < 1e30
+
+
 def check_patterns(path: Path, config: Mapping) -> None:
     """Raises SolarError where the lists and patterns of a config are not what PEFT writes."""
-    saved = config.get("modules_to_save") or []
-    good = isinstance(saved, list) and all(isinstance(name, str) for name in saved)
-    kinds = {"alpha_pattern": (int, float), "rank_pattern": (int, list)}
+
+    def texts(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+    def masks(value: object) -> bool:  # AdaLoRA: which ranks are left
+        return isinstance(value, list)
+
+    kinds = {"alpha_pattern": number, "rank_pattern": number}
+    if config["peft_type"] == "ADALORA":
+        kinds["rank_pattern"] = masks
+    good = {
+        "modules_to_save": texts(config.get("modules_to_save") or []),
+        "target_modules": isinstance(config.get("target_modules"), str)
+        or texts(config.get("target_modules") or []),
+    }
     for field, kind in kinds.items():
         held = config.get(field) or {}
-        good = good and isinstance(held, dict) and all(isinstance(v, kind) for v in held.values())
-    if not good:
-        raise SolarError(
-            f"{path} has modules_to_save, alpha_pattern or rank_pattern of another kind than PEFT "
-            "writes; the file is damaged"
-        )
+        good[field] = isinstance(held, dict) and all(map(kind, held.values()))
+    if bad := [field for field, fine in good.items() if not fine]:
+        raise SolarError(f"{path}: {bad[0]} is not what PEFT writes; the file is damaged")
     for pattern in config.get("alpha_pattern") or {}:
         try:
             re.compile(pattern)
