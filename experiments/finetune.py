@@ -79,7 +79,7 @@ def finetune(
         base, lora.METHOD, settings, task, training, folder, log, resources=own["base"]
     )
     adapter = lora.adapter(trained.trainable, trained.frozen)
-    peft_io.write(folder, adapter, base, settings, config["seed"])
+    peft_io.write(folder, adapter, base.family, base.source, settings, config["seed"])
     write_whole(folder / "training.json", json.dumps({"losses": trained.losses, **own}).encode())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return folder

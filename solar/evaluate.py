@@ -53,7 +53,7 @@ class Weights(Mapping):
 
 def usual_names(base: Base) -> tuple[str, ...]:
     """The projections that this family's adapters usually change: their names need not be sent."""
-    return targets.select(structure(base.config).linears, targets.DEFAULTS[base.family])
+    return targets.usual_names(base.family, structure(base.config).linears)
 
 
 def open_file(path: Path, base: Base) -> tuple[dict, dict[str, np.ndarray]]:

@@ -14,7 +14,8 @@ from golden.bases import base_of, logits
 from safetensors.numpy import load_file, save_file
 
 from solar.adapters import peft_io, targets
-from solar.adapters.lora import METHOD, Adapter, LoraConfig, adapter, head_names, plan, scaling
+from solar.adapters.adapter import Adapter, scaling
+from solar.adapters.lora import METHOD, LoraConfig, adapter, head_names, plan
 from solar.errors import SolarError
 from solar.models.structure import structure
 from solar.weights.base import Base
@@ -208,7 +209,7 @@ class TestDirectories:
     def test_what_was_written_is_read(self, family, tmp_path):
         base, config = base_of(CASE[family]), self.CONFIGS[family]
         ours = random_adapter(base, config)
-        path = peft_io.write(tmp_path, ours, base, config, seed=7)
+        path = peft_io.write(tmp_path, ours, base.family, base.source, config, seed=7)
         found = peft_io.read(tmp_path, base)
         assert_same_update(found, ours)
         for layer, (b, a, scale) in found.pairs.items():  # as trained: the scale is PEFT's to apply
@@ -228,7 +229,7 @@ class TestDirectories:
         for rank, (layer, (b, a, scale)) in enumerate(sorted(ours.pairs.items()), start=1):
             drawn = cases.factors({layer + "A": (rank, a.shape[1]), layer + "B": (len(b), rank)})
             ours.pairs[layer] = (drawn[layer + "B"], drawn[layer + "A"], scale)
-        peft_io.write(tmp_path, ours, base)
+        peft_io.write(tmp_path, ours, base.family, base.source)
         found = peft_io.read(tmp_path, base)
         assert_same_update(found, ours)
         assert {scale for _, _, scale in found.pairs.values()} == {1.0}
@@ -273,7 +274,8 @@ class TestRefusals:
             ({"init_lora_weights": "pissa_niter_4"}, "initialised by pissa_niter_4, which changes"),
             ({"init_lora_weights": "olora"}, "initialised by olora"),
             ({"bias": "all"}, "trains biases \\(bias='all'\\)"),
-            ({"peft_type": "VERA"}, "holds a VERA adapter; only LORA is read"),
+            ({"peft_type": "LOKR"}, "holds a LOKR adapter; only LORA, ADALORA, VERA, LOHA are"),
+            ({"peft_type": "IA3"}, "holds a IA3 adapter; only LORA"),
             ({"r": None}, "does not give r; the file is damaged"),
             ({"lora_alpha": "16"}, "does not give lora_alpha"),
             ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "lacks the factors of .*o_proj"),

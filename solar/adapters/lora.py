@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solar.adapters import targets
+from solar.adapters.adapter import Adapter, scaling
 from solar.adapters.method import Method
 from solar.errors import SolarError
 from solar.models.structure import structure
@@ -33,21 +34,6 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     modules_to_save: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A low-rank adapter at rest. ``pairs[layer] = (B (out, r), A (r, in), scale)``; ``heads`` by
-    leaf name.
-    """
-
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray, float]]
-    heads: Mapping[str, np.ndarray]
-
-
-def scaling(alpha: float, rank: int, rslora: bool) -> float:
-    """The factor before B A."""
-    return alpha / (rank**0.5 if rslora else rank)
 
 
 def plan(base: Base, config: LoraConfig) -> dict[str, tuple[int, float]]:

@@ -1,182 +1,69 @@
-"""Adapters as PEFT directories, in and out: ``adapter_config.json`` and
-``adapter_model.safetensors``.
+"""Adapters as PEFT directories: reading one for a base that is loaded, and writing.
 
-A PEFT key is ``base_model.model.`` + the module's path + ``.lora_A.weight`` or ``.lora_B.weight``;
-trained modules are stored whole under their path. Directories are read in both generations of ViT
-names and written in the current one. What is not understood is refused: a key that stays unused
-would be an adapter that silently does less.
+Writing is light: it imports neither JAX nor a model. Directories are written in the current
+generation of ViT names.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save as save_safetensors
 
-from solar.adapters import targets
-from solar.adapters.lora import Adapter, LoraConfig, scaling
+from solar.adapters import directory
+from solar.adapters.adapter import Adapter
+from solar.adapters.directory import PREFIX
 from solar.errors import SolarError
 from solar.files import write_whole
-from solar.models.structure import structure
-from solar.weights.base import Base
-from solar.weights.checkpoint import read_json, read_safetensors
-from solar.weights.layouts import rename
 
-PREFIX = "base_model.model."
-REFUSED = {
-    "use_dora": "DoRA's magnitude vectors",
-    "lora_bias": "biases inside LoRA",
-    "use_qalora": "QA-LoRA's pooled inputs",
-    "layer_replication": "replicated layers",
-    "trainable_token_indices": "trained token rows",
-    "alora_invocation_tokens": "activated LoRA",
-    "target_parameters": "LoRA on bare parameters",
-    "use_bdlora": "block-diagonal factors",
-    "kasa_config": "KaSA's singular values and truncated base",
-    "arrow_config": "Arrow's routing between adapters",
-}
-# Initialisations with which PEFT takes the adapter's start out of the base weights, so that the
-# factors belong to another base than the published one.
-CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+if TYPE_CHECKING:  # both stand on JAX
+    from solar.adapters.lora import LoraConfig
+    from solar.weights.base import Base
 
 
-def read_config(folder: Path) -> dict:
-    """``adapter_config.json`` of a LoRA directory; raises SolarError for what is not plain LoRA."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise SolarError(f"{folder} has no adapter_config.json; give a directory that PEFT wrote")
-    config = read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise SolarError(f"{folder} holds a {config.get('peft_type')} adapter; only LORA is read")
-    for name, meaning in REFUSED.items():
-        if config.get(name):
-            raise SolarError(
-                f"{folder} uses {name} ({meaning}), which is not supported; train it without"
-            )
-    if str(config.get("init_lora_weights", True)).lower().startswith(CHANGES_BASE):
-        raise SolarError(
-            f"{folder} was initialised by {config['init_lora_weights']}, which changes the base "
-            "weights; save it with path_initial_model_for_weight_conversion"
-        )
-    if config.get("bias", "none") != "none":
-        raise SolarError(
-            f"{folder} trains biases (bias={config['bias']!r}); only bias='none' is read"
-        )
-    for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), (int, float)):
-            raise SolarError(
-                f"{path} does not give {name}; the file is damaged or not a LoRA config"
-            )
-    return config
+def read(folder: str | Path, base: "Base") -> Adapter:
+    """Reads an adapter directory for ``base``: see :func:`solar.adapters.directory.read_for`."""
+    from solar.models.structure import structure  # flax, which whoever has a Base has imported
 
-
-def read(folder: str | Path, base: Base) -> Adapter:
-    """Reads a PEFT LoRA directory for ``base``: factors float32, scale as PEFT applies it.
-
-    Raises SolarError for a missing file, DoRA and other variants, keys that fit no module, shapes
-    that do not fit, half a pair, and a configured target without tensors.
-    """
-    folder = Path(folder)
-    config = read_config(folder)
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        old = " (adapter_model.bin is not read: save it again with safetensors)"
-        hint = old if (folder / "adapter_model.bin").is_file() else ""
-        raise SolarError(
-            f"{folder} has no adapter_model.safetensors{hint}; give a whole PEFT directory"
-        )
     shape = structure(base.config)
-    halves: dict[str, dict[str, np.ndarray]] = {}
-    heads, unused = {}, []
-    for key, tensor in read_safetensors(file).items():
-        path = rename(base.family, key.removeprefix(PREFIX))
-        layer, _, last = path.rpartition(".lora_")
-        if last in ("A.weight", "B.weight") and layer in shape.linears:
-            halves.setdefault(layer, {})[last[0]] = np.asarray(tensor, np.float32)
-        elif path in shape.leaves:
-            heads[path] = np.asarray(tensor, np.float32)
-        else:
-            unused.append(key)
-    if unused:
-        raise SolarError(
-            f"{file} has {len(unused)} keys that fit no module of this {base.family}, "
-            f"such as {unused[0]}; check that the adapter belongs to this base"
-        )
-    if not halves:
-        raise SolarError(f"{file} holds no LoRA factors; give a LoRA adapter")
-    check_whole(config, file, shape.linears, halves, heads)
-    pairs = {}
-    for layer, half in sorted(halves.items()):
-        outputs, inputs, _ = shape.linears[layer]
-        if half.keys() != {"A", "B"}:
-            raise SolarError(
-                f"{file} has only lora_{next(iter(half))} for {layer}; the file is damaged"
-            )
-        a, b = half["A"], half["B"]
-        if a.ndim != 2 or a.shape[1] != inputs or b.shape != (outputs, a.shape[0]):
-            raise SolarError(
-                f"{layer}: lora_A {a.shape} and lora_B {b.shape} do not fit a projection of "
-                f"{inputs} to {outputs}; check that the adapter belongs to this base"
-            )
-        alpha = targets.by_pattern(config.get("alpha_pattern") or {}, layer, config["lora_alpha"])
-        pairs[layer] = (b, a, scaling(alpha, a.shape[0], bool(config.get("use_rslora"))))
-    for name, head in heads.items():
-        if head.shape != shape.leaves[name].shape:
-            raise SolarError(
-                f"{name} is {head.shape} in {file}, {shape.leaves[name].shape} in the base"
-            )
-    return Adapter(pairs, heads)
-
-
-def check_whole(
-    config: dict, file: Path, linears: Iterable[str], found: Iterable[str], heads: Iterable[str]
-) -> None:
-    """Raises SolarError where the config names targets or trained modules that ``file`` lacks.
-
-    Lists of targets are checked, in both generations of ViT names, unless the config leaves out
-    layers; a regular expression speaks of one generation only and is not.
-    """
-    wanted, narrowed = config.get("target_modules"), ("exclude_modules", "layers_to_transform")
-    if isinstance(wanted, list) and not any(config.get(name) is not None for name in narrowed):
-        ends = [targets.OLD_VIT.get(t, t) for t in wanted]
-        saved = config.get("modules_to_save") or ()
-        lacking = [
-            name
-            for name in sorted(linears)
-            if any(name == end or name.endswith("." + end) for end in ends)
-            and not any(targets.within(name, module) for module in saved)
-            and name not in found
-        ]
-        if lacking:
-            raise SolarError(
-                f"{file} lacks the factors of {lacking[0]} ({len(lacking)} such), which its config "
-                "adapts; the file is damaged or belongs to a smaller base"
-            )
-    if config.get("modules_to_save") and not heads:
-        raise SolarError(
-            f"{file} lacks {', '.join(config['modules_to_save'])}, which its config lists in "
-            "modules_to_save; save the adapter again"
-        )
+    shapes = {name: (outputs, inputs) for name, (outputs, inputs, _) in shape.linears.items()}
+    leaves = {name: leaf.shape for name, leaf in shape.leaves.items()}
+    return directory.read_for(folder, base.family, shapes, leaves)
 
 
 def write(
     folder: str | Path,
     adapter: Adapter,
-    base: Base,
-    config: LoraConfig | None = None,
+    family: str,
+    source: str,
+    config: "LoraConfig | None" = None,
     seed: int | None = None,
 ) -> Path:
     """Writes a PEFT directory that ``PeftModel.from_pretrained`` loads; returns the weights' path.
 
-    With ``config`` (a training run) factors are stored as trained and PEFT applies the scale;
-    without it (a decoded update) the scale is folded in and ``lora_alpha == r``. ``seed`` of A is
-    recorded beside.
+    ``family`` and ``source`` are the base's. With ``config`` (a training run) factors are stored as
+    trained and PEFT applies the scale; without it (a decoded update) the scale is folded in and
+    ``lora_alpha == r``. ``seed`` of A is recorded beside.
+
+    PEFT knows no rank 0 and no adapter without a layer. So layers of rank 0 are left out, and where
+    all are of rank 0 they are written with one rank of zeros. Raises SolarError for an adapter that
+    names no layer at all.
     """
     folder = Path(folder)
+    pairs = {k: held for k, held in adapter.pairs.items() if held[1].shape[0]}
+    if not pairs:
+        pairs = {
+            k: (np.zeros((len(b), 1)), np.zeros((1, a.shape[1])), 1.0)
+            for k, (b, a, _) in adapter.pairs.items()
+        }
+    if not pairs:
+        raise SolarError(
+            f"the update for {folder} names no layer, and PEFT loads no adapter without one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tensors, ranks = {}, {}
-    for layer, (b, a, scale) in adapter.pairs.items():
+    for layer, (b, a, scale) in pairs.items():
         ranks[layer] = a.shape[0]
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = np.ascontiguousarray(a, np.float32)
         folded = b if config else b * np.float32(scale)
@@ -184,7 +71,7 @@ def write(
     for name, head in adapter.heads.items():
         tensors[PREFIX + name] = np.ascontiguousarray(head, np.float32)
     if config is None:
-        rank = max(ranks.values(), default=1)
+        rank = max(ranks.values())
         pattern = {k: v for k, v in ranks.items() if v != rank}
         settings = {
             "r": rank,
@@ -204,10 +91,10 @@ def write(
     document = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base.source,
+        "base_model_name_or_path": source,
         "target_modules": sorted(ranks),
         "modules_to_save": sorted({n.rpartition(".")[0] for n in adapter.heads}) or None,
-        "fan_in_fan_out": base.family == "gpt2",
+        "fan_in_fan_out": family == "gpt2",
         "bias": "none",
         "inference_mode": True,
         **settings,

@@ -54,6 +54,11 @@ def select(
     return tuple(chosen)
 
 
+def usual_names(family: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The projections among ``names`` that a family's adapters usually change, sorted."""
+    return select(names, DEFAULTS[family])
+
+
 def within(name: str, module: str) -> bool:
     """Whether ``name`` is the module called ``module`` (its whole name or its last parts) or lies
     in it.

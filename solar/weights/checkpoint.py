@@ -6,9 +6,13 @@ and refuses every other, so no code of the file runs and no torch is needed.
 """
 
 import json
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from solar.errors import SolarError
+from solar.weights.stored import Stored
 
 STORAGES = {
     "FloatStorage": np.float32,
@@ -46,8 +51,10 @@ def read_json(path: Path) -> dict:
     return found
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a model folder, by name. float16 becomes float32; bfloat16 stays as it is."""
+def table(folder: Path) -> dict[str, Stored]:
+    """The tensors of a model folder, by name. float16 is read as float32; bfloat16 stays as it
+    is. Raises SolarError where files are missing, cut or altered.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -56,39 +63,63 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     elif (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
     elif (folder / "pytorch_model.bin").is_file():
-        return read_torch(folder / "pytorch_model.bin")
+        return torch_table(folder / "pytorch_model.bin")
     else:
         raise SolarError(
             f"{folder} has no model.safetensors (nor shards, nor pytorch_model.bin); "
             "give a folder that holds the weights"
         )
-    tensors = {}
+    found = {}
     for file in files:
-        tensors |= read_safetensors(folder / file)
-    return tensors
+        found |= safetensors_table(folder / file)
+    return found
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """One safetensors file, float16 widened to float32; raises SolarError where it is cut or
-    altered.
-    """
+def safetensors_table(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file; raises SolarError where it is cut or altered."""
+
+    def read(name: str) -> np.ndarray:
+        with opened(path) as file:
+            return widened(file.get_tensor(name))
+
+    with opened(path) as file:
+        return {
+            name: Stored(tuple(file.get_slice(name).get_shape()), partial(read, name))
+            for name in file.keys()  # noqa: SIM118
+        }
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    """A safetensors file; whatever its reader complains of becomes one SolarError."""
     try:
         with safe_open(path, "np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise SolarError(f"{path} cannot be read ({error}); fetch it again") from error
-    return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tensors.items()}
 
 
-def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The state dictionary in a torch zip file; no torch, and nothing in it is run."""
+def widened(tensor: np.ndarray) -> np.ndarray:
+    return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
+
+
+def torch_table(path: Path) -> dict[str, Stored]:
+    """The tensors of a torch zip file; no torch is needed, and nothing in it is run.
+
+    Raises SolarError for a file that is cut, refers to any other code, or holds strided tensors.
+    """
 
     def rebuild(storage, offset, size, stride, *_):
-        count = int(np.prod(size))
-        dense = [int(np.prod(size[i + 1 :])) for i in range(len(size))]
+        dense = [math.prod(size[i + 1 :]) for i in range(len(size))]
         if list(stride) != dense:
             raise SolarError(f"{path} holds a strided tensor; save it again as safetensors")
-        return storage[offset : offset + count].reshape(size)
+        return Stored(tuple(size), partial(read, storage, offset, tuple(size)))
+
+    def read(storage, offset, size):
+        kind, key = storage
+        with zip_errors(path):
+            values = np.frombuffer(archive.read(f"{root}/data/{key}"), kind)
+        return widened(values[offset : offset + math.prod(size)].reshape(size))
 
     names = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -103,14 +134,19 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             return names[module, name]
 
         def persistent_load(self, pid):
-            return np.frombuffer(archive.read(f"{root}/data/{pid[2]}"), STORAGES[pid[1]])
+            return STORAGES[pid[1]], pid[2]
 
+    with zip_errors(path):
+        archive = zipfile.ZipFile(path)
+        root = archive.namelist()[0].split("/")[0]
+        return dict(Reader(archive.open(f"{root}/data.pkl")).load())
+
+
+@contextmanager
+def zip_errors(path: Path) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            root = archive.namelist()[0].split("/")[0]
-            tensors = dict(Reader(archive.open(f"{root}/data.pkl")).load())
+        yield
     except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, EOFError) as error:
         raise SolarError(
             f"{path} is not a readable torch file ({error}); fetch it again"
         ) from error
-    return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in tensors.items()}

@@ -1,18 +1,21 @@
-"""Reads a LLaMA from a GGUF file: de-quantised weights, config and tokenizer, all from the file
-itself.
+"""Reads a LLaMA from a GGUF file: config and de-quantised weights, all from the file itself.
 
+The header is walked once and tensors stay in the file until they are asked for; the ``gguf``
+package de-quantises them (its own reader spends seconds on the vocabulary of a small model).
 llama.cpp stores the rows of q and k interleaved for its own rotary order; they are put back into
 the rotate-half order of Hugging Face. Weights come out in float32 as (out, in).
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
+import mmap
+import struct
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import gguf
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from solar.errors import SolarError
+from solar.weights.stored import Stored
 
 TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -30,40 +33,127 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-CONTROL, USER_DEFINED = 3, 4  # token types of the format that are never split
+# The format's numbers for the types of a metadata value, as NumPy's; 8 is text and 9 an array.
+SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8",
+    11: "<i8", 12: "<f8",
+}  # fmt: skip
+TEXT, ARRAY = 8, 9
 
 
-def open_gguf(path: Path) -> gguf.GGUFReader:
-    """The reader of a GGUF file; raises SolarError where it is cut short, altered or no GGUF at
+class Tensor(NamedTuple):
+    """One row of the file's tensor table; ``shape`` as NumPy has it, ``kind`` a GGML type."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    data_offset: int
+    n_bytes: int
+
+
+class Header(NamedTuple):
+    """A GGUF file without its weights; ``data`` is the mapped file."""
+
+    data: mmap.mmap
+    fields: dict[str, Any]
+    tensors: list[Tensor]
+
+
+def open_gguf(path: Path) -> Header:
+    """The header of a GGUF file; raises SolarError where it is cut short, altered or no GGUF at
     all.
     """
     try:
-        reader = gguf.GGUFReader(path)
-        last = max(reader.tensors, key=lambda t: t.data_offset)
-        whole = last.data_offset + last.n_bytes <= path.stat().st_size
-    except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header = walk(data)
+    except (ValueError, KeyError, OSError, ArithmeticError, struct.error) as error:
         raise SolarError(
             f"{path} is not a whole GGUF file ({error}); delete it and fetch it again"
         ) from error
-    if not whole:
+    if any(t.data_offset + t.n_bytes > len(data) for t in header.tensors):
         raise SolarError(f"{path} is cut short; delete it and fetch it again")
-    return reader
+    return header
 
 
-def field(reader: gguf.GGUFReader, name: str, default=None):
-    return reader.fields[name].contents() if name in reader.fields else default
+def walk(data: mmap.mmap) -> Header:
+    """Metadata and tensor table; raises ValueError, KeyError or struct.error where they are
+    damaged.
+    """
+    import gguf
+
+    place = 0
+
+    def take(form: str) -> int:
+        nonlocal place
+        (value,) = struct.unpack_from(form, data, place)
+        place += struct.calcsize(form)
+        return value
+
+    def text() -> str:
+        nonlocal place
+        size = take("<Q")
+        if size > len(data) - place:
+            raise ValueError(f"a text of {size} bytes runs past the end")
+        place += size
+        return data[place - size : place].decode()
+
+    def values(kind: int, count: int) -> list:
+        nonlocal place
+        if kind == TEXT:
+            return [text() for _ in range(count)]
+        found = np.frombuffer(data, SCALARS[kind], count, place)
+        place += found.nbytes
+        return found.tolist()
+
+    if data[:4] != b"GGUF":
+        raise ValueError("it does not start as one")
+    place = 4
+    if (version := take("<I")) not in (2, 3):
+        raise ValueError(f"version {version}, big-endian or altered")
+    tensors, fields = take("<Q"), {}
+    for _ in range(take("<Q")):
+        name, kind = text(), take("<I")
+        if kind == ARRAY:
+            kind = take("<I")
+            fields[name] = values(kind, take("<Q"))
+        else:
+            (fields[name],) = values(kind, 1)
+    rows = []
+    for _ in range(tensors):
+        name = text()
+        shape = tuple(take("<Q") for _ in range(take("<I")))[::-1]
+        kind = gguf.GGMLQuantizationType(take("<I"))
+        rows.append((name, shape, kind, take("<Q")))
+    if len({name for name, *_ in rows}) < len(rows):
+        raise ValueError("a tensor is listed twice")
+    align = fields.get("general.alignment", 32)
+    start = -(-place // align) * align
+    table = []
+    for name, shape, kind, offset in rows:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        if not shape or shape[-1] % block:
+            raise ValueError(f"{name} of shape {shape} is no whole number of blocks")
+        count = 1
+        for side in shape:  # Python's integers, which do not wrap around
+            count *= side
+        table.append(Tensor(name, shape, kind, start + offset, count // block * size))
+    return Header(data, fields, table)
 
 
-def read_config(reader: gguf.GGUFReader) -> dict:
-    """The file's metadata as the dictionary of a Hugging Face ``config.json``."""
-    kind = field(reader, "general.architecture")
+def read_config(header: Header) -> dict:
+    """The file's metadata as the dictionary of a Hugging Face ``config.json``; raises SolarError
+    for what is no plain LLaMA.
+    """
+    fields = header.fields
+    kind = fields.get("general.architecture")
     if kind != "llama":
         raise SolarError(f"this GGUF holds a {kind!r} model; only 'llama' is read from GGUF files")
 
     def get(name, default=None):
-        return field(reader, f"llama.{name}", default)
+        return fields.get(f"llama.{name}", default)
 
-    names = {t.name for t in reader.tensors}
+    names = {t.name for t in header.tensors}
     heads = get("attention.head_count")
     if "rope_freqs.weight" in names or get("rope.scaling.type", "none") != "none":
         raise SolarError(
@@ -71,7 +161,7 @@ def read_config(reader: gguf.GGUFReader) -> dict:
         )
     return {
         "model_type": "llama",
-        "vocab_size": len(field(reader, "tokenizer.ggml.tokens")),
+        "vocab_size": len(fields.get("tokenizer.ggml.tokens", ())),
         "hidden_size": get("embedding_length"),
         "intermediate_size": get("feed_forward_length"),
         "num_hidden_layers": get("block_count"),
@@ -87,65 +177,40 @@ def read_config(reader: gguf.GGUFReader) -> dict:
 
 def halves(weight: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head from llama.cpp's interleaved rotary order back to two halves."""
-    rows, columns = weight.shape
-    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)
+    pairs = weight.reshape(heads, len(weight) // heads // 2, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def read_tensors(reader: gguf.GGUFReader) -> dict[str, np.ndarray]:
-    """All weights in float32 under Hugging Face's names; unknown names are passed through."""
-    heads = field(reader, "llama.attention.head_count")
-    pairs = field(reader, "llama.attention.head_count_kv", heads)
-    tensors = {}
-    for tensor in reader.tensors:
-        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        name = TOP.get(tensor.name, tensor.name)
-        if name.startswith("blk."):
+def read_tensor(header: Header, tensor: Tensor, heads: int | None) -> np.ndarray:
+    """One weight in float32; ``heads`` of a q or k projection undoes the order of its rows.
+
+    Raises SolarError for a quantisation that the ``gguf`` package does not know.
+    """
+    from gguf.quants import dequantize
+
+    packed = np.frombuffer(header.data, np.uint8, tensor.n_bytes, tensor.data_offset)
+    packed = packed.reshape(*tensor.shape[:-1], -1)
+    try:
+        weight = dequantize(packed, tensor.kind).astype(np.float32)
+    except NotImplementedError as error:
+        raise SolarError(f"{tensor.name}: {error}; use a GGUF of another quantisation") from error
+    return weight if heads is None else halves(weight, heads)
+
+
+def table(header: Header) -> dict[str, Stored]:
+    """All weights under Hugging Face's names; unknown names are passed through."""
+    heads = header.fields.get("llama.attention.head_count")
+    pairs = header.fields.get("llama.attention.head_count_kv", heads)
+    found = {}
+    for tensor in header.tensors:
+        name, turn = TOP.get(tensor.name, tensor.name), None
+        if name.startswith("blk.") and name.count(".") == 3:
             _, layer, kind, last = name.split(".")
-            if kind in ("attn_q", "attn_k"):
-                weight = halves(weight, heads if kind == "attn_q" else pairs)
+            turn = {"attn_q": heads, "attn_k": pairs}.get(kind)
             name = f"model.layers.{layer}.{LAYER.get(kind, kind)}.{last}"
-        tensors[name] = weight
-    return tensors
 
+        def read(tensor=tensor, turn=turn) -> np.ndarray:
+            return read_tensor(header, tensor, turn)
 
-def read_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
-    """The byte-level BPE tokenizer in the file; raises SolarError for other kinds."""
-    kind, before = (
-        field(reader, "tokenizer.ggml.model"),
-        field(reader, "tokenizer.ggml.pre", "gpt-2"),
-    )
-    if kind != "gpt2" or before not in ("smollm", "gpt-2", "default"):
-        raise SolarError(
-            f"the GGUF's tokenizer ({kind}, {before}) is not read; "
-            "use the model's Hugging Face directory"
-        )
-    tokens = field(reader, "tokenizer.ggml.tokens")
-    types = field(reader, "tokenizer.ggml.token_type")
-    merges = [tuple(m.split(" ", 1)) for m in field(reader, "tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if before == "smollm":
-        split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
-    tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (CONTROL, USER_DEFINED)
-        ]
-    )
-
-    def token(name):
-        index = field(reader, f"tokenizer.ggml.{name}_token_id")
-        return None if index is None else tokens[index]
-
-    end = token("eos")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=token("bos"),
-        eos_token=end,
-        unk_token=token("unknown"),
-        pad_token=token("padding") or end,
-    )
+        found[name] = Stored(tensor.shape, read)
+    return found

@@ -9,6 +9,7 @@ marked ``tiny`` in records.
 import functools
 
 import jax
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -70,12 +71,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return byte_level_bpe(texts + [" positive negative"] * 1000, VOCABULARY)
 
 
-def read(family: str) -> tuple[Config, dict, PreTrainedTokenizerFast | None]:
-    """Config, leaves and tokenizer of ``tiny:family``; raises SolarError for an unknown family."""
+def draw(family: str) -> tuple[Config, dict[str, np.ndarray]]:
+    """Config and leaves of ``tiny:family``; raises SolarError for an unknown family."""
     if family not in CONFIGS:
         raise SolarError(
             f"tiny:{family} does not exist; there are {', '.join('tiny:' + f for f in CONFIGS)}"
         )
     config = CONFIGS[family]
-    leaves = random_leaves(jax.random.key(0, impl="threefry2x32"), config)
+    return config, random_leaves(jax.random.key(0, impl="threefry2x32"), config)
+
+
+def read(family: str) -> tuple[Config, dict[str, np.ndarray], PreTrainedTokenizerFast | None]:
+    """:func:`draw` and the tokenizer, None for images."""
+    config, leaves = draw(family)
     return config, leaves, None if family == "vit" else tokenizer()

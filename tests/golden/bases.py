@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from golden import cases
-from solar.adapters.lora import Adapter
+from solar.adapters.adapter import Adapter
 from solar.models.structure import Config, assemble, structure
 from solar.objective import project
 from solar.weights.base import FAMILIES, Base
