@@ -9,11 +9,12 @@ worth most follows from the two energies alone. Both ends compute it: the file n
 byte for each energy, and the cells. This is `limit.py`'s water-filling with a real quantiser in
 the place of Shannon's curve.
 
-`boost` fills the last bytes of a budget: that many sides, in order of falling energy and starting
-again after the last, are coded one level finer than the price says.
+`boost` fits the last bytes of a budget: that many sides, in order of falling energy and starting
+again after the last, are coded one level finer than the price says; where it is negative one level
+coarser, from the other end, but none is dropped.
 
     price       4 bytes, float32: squared error per bit
-    boost       2 bytes
+    boost       2 bytes, signed
     energies    a byte per component, on the scale of quantize.py; two where the sides capture
                 different energies because their atoms do not span the whole space
     cells       one entropy-coded stream (range coder of `constriction`)
@@ -32,7 +33,7 @@ from solar.codec.coefficients import Coefficients, Side, size_of
 from solar.codec.container import PacketError
 from solar.codec.recipe import Setting
 
-HEAD = struct.Struct("<fH")
+HEAD = struct.Struct("<fh")
 RATIOS = np.geomspace(0.12, 400, 150)  # standard deviation over step
 DEADS = (
     0.5,
@@ -44,10 +45,11 @@ DEADS = (
 )  # a number of size x lies in cell floor(x / step + 1 - this)
 LEAST_BITS, MOST_LEVELS = 0.01, 64
 REACH = 9.0  # standard deviations that cells cover; what is beyond counts as the last one
-MAX_BOOST = 65535
+MAX_BOOST = 32767
 LOWEST = 1e-13  # price at which everything is at its finest, relative to that at which nothing is
 PRECISION = 1.003  # to which a price is searched; the boost does the rest
 ROUNDS, CLOSE = 5, 0.004
+NEXT = 40  # prices tried for the next component
 
 
 class Levels(NamedTuple):
@@ -142,11 +144,13 @@ def choose(own: Components, price: float, boost: int) -> np.ndarray:
     active = np.flatnonzero(chosen[:, 0] > 0)
     if boost and len(active):
         order = active[np.argsort(-own.energies[active].prod(axis=1), kind="stable")]
-        turns, rest = divmod(boost, 2 * len(order))
-        chosen[order] += turns
-        lines = np.stack([np.repeat(order, 2), np.tile([0, 1], len(order))])[:, :rest]
-        chosen[lines[0], lines[1]] += 1
-        chosen = np.minimum(chosen, len(table.bits) - 1)
+        lines = np.stack([np.repeat(order, 2), np.tile([0, 1], len(order))])
+        turns, rest = divmod(abs(boost), lines.shape[1])
+        sign = 1 if boost > 0 else -1
+        lines = lines[:, ::sign][:, :rest]
+        chosen[order] += sign * turns
+        chosen[lines[0], lines[1]] += sign
+        chosen[order] = np.clip(chosen[order], 1, len(table.bits) - 1)
     return chosen
 
 
@@ -222,19 +226,35 @@ def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> t
         target = modelled(best) + 8.0 * (budget - real) - (16 if real > budget else 0)
     while length(choose(own, best, 0)) > budget and best < high:
         best = float(np.float32(best * 1.01))
-    first, last = 0, 1
-    while last < MAX_BOOST and length(choose(own, best, last)) <= budget:
-        first, last = last, last * 2
-        if last > 2 * len(own.sizes) * len(table.bits):
+    found = best, _most(lambda boost: length(choose(own, best, boost)) <= budget, 0, MAX_BOOST)
+    # The next component may cost more than is left: let it in, and all of them a little coarser.
+    lower = best
+    for _ in range(NEXT):
+        lower = float(np.float32(lower / PRECISION**2))
+        if length(choose(own, lower, 0)) > budget:
             break
-    last = min(last, MAX_BOOST + 1)
-    while last - first > 1:
-        middle = (first + last) // 2
-        if length(choose(own, best, middle)) <= budget:
-            first = middle
-        else:
-            last = middle
-    return best, first
+    if length(choose(own, lower, -MAX_BOOST)) <= budget:
+        fits = lambda boost: length(choose(own, lower, boost)) <= budget  # noqa: E731
+        other = lower, _most(fits, -MAX_BOOST, 0)
+        found = max(found, other, key=lambda x: gained(own, choose(own, *x)))
+    return found
+
+
+def gained(own: Components, chosen: np.ndarray) -> float:
+    """Squared norm of dW that levels (c, 2) are expected to capture."""
+    return float((own.energies.prod(axis=1) * levels().share[chosen].prod(axis=1)).sum())
+
+
+def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number in [low, high] that fits; low does."""
+    step = 1
+    while low < high and fits(min(low + step, high)):
+        low, step = min(low + step, high), step * 2
+    high = min(low + step, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _bisect(cost: Callable[[float], float], low: float, high: float, most: float) -> float:

@@ -210,9 +210,14 @@ def entropy(
         return job.overhead(ranks) + len(job.heads) + ecsq.length(part, lines, chosen[mask])
 
     price, boost = ecsq.fill(own, length, budget_bytes)
-    chosen = ecsq.choose(own, price, boost)
-    ranks, mask = cut(chosen)
-    part, lines = inside(mask)
+    while True:
+        chosen = ecsq.choose(own, price, boost)
+        ranks, mask = cut(chosen)
+        part, lines = inside(mask)
+        body = ecsq.pack(part, price, boost, bytes_[mask], lines, chosen[mask])
+        if job.overhead(ranks) + len(job.heads) + len(body) <= budget_bytes:
+            break
+        boost -= 1  # the coder may need a word more than the chances say
     found = ecsq.decoded(part, lines, chosen[mask])
     kept = coded_sides(job.known.shapes, ranks)
     values: dict[tuple[int, int], list] = {(s.layer, s.side): [] for s in kept}
@@ -224,5 +229,4 @@ def entropy(
         numbers = np.concatenate(values[side.layer, side.side])
         sent[side] = Coefficients(np.arange(len(numbers)), numbers)
     packed, decoded, marks, measured = receive(job, setting, kept, sent)
-    body = ecsq.pack(part, price, boost, bytes_[mask], lines, chosen[mask]) + packed
-    return Coded(ranks, kept, body, power, decoded, marks, measured, []), tails
+    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, []), tails
