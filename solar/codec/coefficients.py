@@ -7,7 +7,7 @@ run the same `rebuild`.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 
 from solar.codec import basis, checksum, container, singular
 from solar.codec.basis import Sides
-from solar.codec.container import Base
+from solar.codec.container import Base, Watch, unwatched
 from solar.codec.recipe import BUDGET, Recipe, Setting
 from solar.codec.singular import Frame
 
@@ -108,12 +108,12 @@ def target_rows(atoms: str, matrices: list[np.ndarray]) -> np.ndarray:
 class Frames:
     """Singular frames of the base weights of coded layers, loaded once for one call.
 
-    watch(iterable, length) may show progress while they are computed.
+    watch(iterable, length, what) may show progress while they are computed.
     """
 
     def __init__(
         self, base: Mapping[str, np.ndarray], known: Base, sides: list[Side], recipe: Recipe,
-        cache: Path | None, watch: Callable[[Iterable, int], Iterable] = lambda x, _: x,
+        cache: Path | None, watch: Watch = unwatched,
     ):  # fmt: skip
         def load(layer: int) -> tuple[Frame, Frame]:
             name = known.names[layer]
@@ -127,7 +127,7 @@ class Frames:
             layers = sorted({side.layer for side in sides})
             # LAPACK lets other threads run, so weights are factorised side by side.
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                found = watch(pool.map(load, layers), len(layers))
+                found = watch(pool.map(load, layers), len(layers), "singular vectors")
                 self.loaded = dict(zip(layers, found, strict=True))
 
     def for_batch(self, batch: list[Side]) -> list[Frame] | None:

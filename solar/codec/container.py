@@ -43,6 +43,14 @@ MAX_NAME = 1024  # bytes in one name, a limit on what a listed table may unpack 
 MAX_RANK = 16383  # two varint bytes
 
 
+# (iterable, length, what) -> the same items: a caller may show progress.
+Watch = Callable[[Iterable, int, str], Iterable]
+
+
+def unwatched(iterable: Iterable, _length: int, _what: str) -> Iterable:
+    return iterable
+
+
 class PacketError(SolarError):
     """The packet is truncated, altered, newer, foreign, or does not fit this base."""
 
@@ -99,12 +107,14 @@ def read_weight(base: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return weight
 
 
-def identify(base: Mapping[str, np.ndarray], names: Iterable[str]) -> Base:
+def identify(
+    base: Mapping[str, np.ndarray], names: Iterable[str], watch: Watch = unwatched
+) -> Base:
     """Names, shapes and hashes of the adapted weights, each read once and let go again."""
     names = tuple(sorted(names))
     shapes, digests = [], []
     whole = hashlib.sha256()
-    for name in names:
+    for name in watch(names, len(names), "base weights"):
         weight = read_weight(base, name)
         digest = hashlib.sha256(np.array(weight.shape, "<u8").tobytes())
         digest.update(weight.data)
@@ -116,7 +126,10 @@ def identify(base: Mapping[str, np.ndarray], names: Iterable[str]) -> Base:
 
 
 def resolve(
-    packet: Packet, base: Mapping[str, np.ndarray], usual_names: Iterable[str] | None
+    packet: Packet,
+    base: Mapping[str, np.ndarray],
+    usual_names: Iterable[str] | None,
+    watch: Watch = unwatched,
 ) -> Base:
     """The adapted weights a packet speaks of. Raises PacketError where they are not these."""
     if packet.names is not None:
@@ -129,7 +142,7 @@ def resolve(
                 f"the usual targets of this one are {len(names)}"
             )
     try:
-        known = identify(base, names)
+        known = identify(base, names, watch)
     except SolarError as error:
         raise PacketError(f"packet is for another base: {error}") from None
     if known.hash != packet.base_hash:

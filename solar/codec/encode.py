@@ -5,7 +5,7 @@ same `rebuild`, so what is measured here is what the file decodes to, and every 
 it. A layer whose decoded update is no better than nothing is sent as nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ import numpy as np
 from solar.codec import bound, checksum, container, fill, singular, solar
 from solar.codec.blas import one_thread
 from solar.codec.coefficients import Frames, Side, coded_sides
-from solar.codec.container import Encoded, Packet
+from solar.codec.container import Encoded, Packet, Watch, unwatched
 from solar.codec.factors import Factors
 from solar.codec.fit import fit
 from solar.codec.recipe import BUDGET, ENTROPY, SIDES, Setting
 from solar.codec.settle import Coded, Job, settle
 from solar.codec.tail import Tail
 from solar.errors import SolarError
-
-Watch = Callable[[Iterable, int], Iterable]
 
 
 @one_thread
@@ -37,7 +35,7 @@ def encode(
     head_dtype: str = "float16",
     usual_names: Iterable[str] | None = None,
     cache: Path | None = None,
-    watch: Watch = lambda x, _: x,
+    watch: Watch = unwatched,
 ) -> Encoded:
     """A `.solar` file of canonical factors, what it decodes to, and the record of the encoding.
 
@@ -45,14 +43,14 @@ def encode(
     float32. budget_bytes: the most the whole file may have; with keep="budget" coefficients are
     spread over layers, sides and components until it is full, otherwise N and K are chosen, alike
     for all layers. heads: trained full tensors. Names are left out of the file where they are
-    `usual_names`. cache: folder for singular vectors; watch(iterable, length) may show progress
-    while they are computed. Raises SolarError on input that does not fit and BoundViolated where a
-    bound fails.
+    `usual_names`. cache: folder for singular vectors; watch(iterable, length, what) may show
+    progress while they are computed. Raises SolarError on input that does not fit and BoundViolated
+    where a bound fails.
     """
     setting = Setting() if setting is None else setting
     if setting.keep == BUDGET and budget_bytes is None:
         raise SolarError("keep='budget' needs budget_bytes; give it, or a number to keep")
-    known = container.identify(base, factors)
+    known = container.identify(base, factors, watch)
     ordered = container.in_order(known, factors)
     names, packed = container.listed(known, usual_names), container.pack_heads(heads, head_dtype)
     ranks = tuple(f.left.shape[1] for f in ordered)

@@ -4,7 +4,7 @@ Decoding shares nothing with encoding but the file and the base weights.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from solar.codec import baselines, container, solar
 from solar.codec.blas import one_thread
-from solar.codec.container import Decoded, Packet, PacketError
+from solar.codec.container import Decoded, Packet, PacketError, Watch, unwatched
 from solar.files import write_whole
 
 __all__ = ["Decoded", "PacketError", "decode", "inspect", "read", "write"]
@@ -63,18 +63,18 @@ def decode(
     *,
     usual_names: Iterable[str] | None = None,
     cache: Path | None = None,
-    watch: Callable[[Iterable, int], Iterable] = lambda x, _: x,
+    watch: Watch = unwatched,
 ) -> Decoded:
     """Updates and heads of a packet.
 
     base: adapted weights (m, n) float32 by layer. usual_names: the layers a packet without names
-    speaks of, by default all of `base`. cache: folder for singular vectors; watch(iterable, length)
-    may show progress while they are computed. Layers sent as nothing come back with rank 0. Raises
-    PacketError where anything is wrong with packet, base or basis.
+    speaks of, by default all of `base`. cache: folder for singular vectors; watch(iterable, length,
+    what) may show progress while they are computed. Layers sent as nothing come back with rank 0.
+    Raises PacketError where anything is wrong with packet, base or basis.
     """
     packet = container.unpack(data)
     header = _header(packet, len(data))
-    known = container.resolve(packet, base, usual_names)
+    known = container.resolve(packet, base, usual_names, watch)
     if packet.method == "solar":
         factors = solar.decode(packet, base, known, cache, watch)
     else:

@@ -10,7 +10,7 @@ checksum (2), the checksum (8). The payload is payload.py's.
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from solar.codec import checksum, container, payload
 from solar.codec.coefficients import Frames, coded_sides, rebuild
-from solar.codec.container import Base, Packet, PacketError
+from solar.codec.container import Base, Packet, PacketError, Watch, unwatched
 from solar.codec.factors import Factors
 from solar.codec.recipe import ATOMS, BUDGET, DTYPES, KINDS, MAX_KEEP, SELECTIONS, Recipe, Setting
 from solar.errors import SolarError
@@ -67,7 +67,7 @@ def decode(
     base: Mapping[str, np.ndarray],
     known: Base,
     cache: Path | None,
-    watch: Callable[[Iterable, int], Iterable] = lambda x, _: x,
+    watch: Watch = unwatched,
 ) -> dict[str, Factors]:
     """Factors of an unpacked packet for a resolved base; layers sent as nothing have rank 0.
 

@@ -1,0 +1,185 @@
+"""The five verbs of `python -m solar` as functions: an adapter directory in, a `.solar` file out,
+and back. No model is built; of the base only the adapted weights are read, one at a time.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from solar import packages
+from solar.codec import packet
+from solar.codec.container import PacketError, Watch, unwatched
+from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
+from solar.errors import SolarError
+
+PRESETS = ("paper", "compact")
+DEFAULT_SHARE = 64  # without a budget the update may have this fraction of the adapter's file
+PAPER_EPS = 0.1
+EMPTY = 256  # bytes that a file without any update may need
+
+
+def setting_for(preset: str | None, seed: int, embed_basis: bool) -> Setting:
+    """The codec's setting of a preset; None takes the best that stands, which is `compact`.
+
+    paper: perturbed leading singular vectors of the base, float16, N and K alike for all layers.
+    compact: every side of every component entropy-coded at the rate it is worth, in a seeded
+    orthogonal basis, which needs nothing of the base and is never embedded.
+    """
+    if preset not in (None, *PRESETS):
+        raise SolarError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    if preset == "paper":
+        return Setting(Recipe("singular", 64, PAPER_EPS, seed=seed), embed=embed_basis)
+    return Setting(Recipe("orthogonal", MAX_SIZE, seed=seed), keep=BUDGET, dtype=ENTROPY)
+
+
+def compress(
+    adapter: str | os.PathLike,
+    base: str,
+    out: str | os.PathLike,
+    *,
+    budget_bytes: int | None = None,
+    preset: str | None = None,
+    seed: int = 0,
+    embed_basis: bool = False,
+    head_dtype: str = "float16",
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Writes the adapter directory `adapter` to the file `out` in at most `budget_bytes`.
+
+    adapter: what PEFT wrote (LoRA, rsLoRA, AdaLoRA, VeRA, LoHa) or a directory of two-dimensional
+    updates. base: a model directory, a GGUF file, a hub id or pip:NAME==VERSION. budget_bytes:
+    of the whole file, trained heads included; None gives the update a 64th of the adapter's file.
+    head_dtype: float16, float32 or int8. watch(iterable, length, what) may show progress.
+
+    Returns the record of the encoding: `bytes` by part, `relative_error` and its `bound` over all
+    layers, `slack`, the `worst` layer, every layer's figures, and `ratio` to the adapter's file.
+    Raises SolarError on anything that does not fit, and writes nothing then.
+    """
+    from solar.adapters import directory, targets
+    from solar.codec.encode import encode
+    from solar.codec.factors import canonical
+    from solar.weights.matrices import open_matrices
+
+    adapter, out = Path(adapter), Path(out)
+    setting = setting_for(preset, seed, embed_basis)
+    if out.is_dir():
+        raise SolarError(f"{out} is a directory; give the name of a file to write")
+    weights = open_matrices(base)
+    read = directory.read_for(adapter, weights.family, weights.shapes)
+    size = sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
+    if budget_bytes is None:
+        budget_bytes = size // DEFAULT_SHARE + _head_bytes(read.heads, head_dtype) + EMPTY
+    coded = encode(
+        canonical(read.pairs),
+        weights,
+        setting,
+        budget_bytes=budget_bytes,
+        heads=read.heads,
+        head_dtype=head_dtype,
+        usual_names=targets.usual_names(weights.family, weights),
+        cache=packages.cache_dir() / "bases",
+        watch=watch,
+    )
+    packet.write(out, coded.data)
+    report = coded.report | {"file": str(out), "adapter_bytes": size}
+    return report | {"budget_bytes": budget_bytes, "ratio": size / len(coded.data)}
+
+
+def _head_bytes(heads: dict, dtype: str) -> int:
+    from solar.codec.container import pack_heads
+
+    return len(pack_heads(heads, dtype))
+
+
+def _decode(file: str | os.PathLike, base: str, watch: Watch):
+    """The decoded packet and the weights it fits."""
+    from solar.adapters import targets
+    from solar.weights.matrices import open_matrices
+
+    data = packet.read(file)
+    packet.inspect(data)  # what is wrong with the file alone is said before the base is fetched
+    weights = open_matrices(base)
+    decoded = packet.decode(
+        data,
+        weights,
+        usual_names=targets.usual_names(weights.family, weights),
+        cache=packages.cache_dir() / "bases",
+        watch=watch,
+    )
+    return decoded, weights
+
+
+def expand(
+    file: str | os.PathLike,
+    base: str,
+    out: str | os.PathLike,
+    *,
+    force: bool = False,
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Writes a `.solar` file as a PEFT directory that `PeftModel.from_pretrained` loads.
+
+    Returns the file's header. Raises PacketError where the file is damaged or made for another
+    base, SolarError where `out` exists and `force` is not given; nothing is written then, and a
+    directory that is replaced stays until the new one is whole.
+    """
+    from solar.adapters import peft_io
+    from solar.adapters.adapter import Adapter
+
+    out = Path(out)
+    if out.exists() and not force:
+        raise SolarError(f"{out} exists; give another name, or --force to replace it")
+    decoded, weights = _decode(file, base, watch)
+    pairs = {name: (f.left, f.right.T, 1.0) for name, f in decoded.factors.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        peft_io.write(fresh, Adapter(pairs, decoded.heads), weights.family, weights.source)
+        fresh.chmod(0o755)
+        if out.is_dir() and not out.is_symlink():
+            shutil.rmtree(out)
+        elif out.exists() or out.is_symlink():
+            out.unlink()
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return decoded.header | {"directory": str(out)}
+
+
+def inspect(file: str | os.PathLike) -> dict[str, Any]:
+    """What a `.solar` file says of itself: recipe, layers and ranks, bytes by part. No base is
+    needed and nothing is decoded. Raises PacketError."""
+    return packet.inspect(packet.read(file)) | {"file": str(file)}
+
+
+def verify(file: str | os.PathLike, base: str, *, watch: Watch = unwatched) -> dict[str, Any]:
+    """Decodes a `.solar` file and lets the result go: returns its header where `expand` would
+    succeed. Raises PacketError where it would not."""
+    decoded, _ = _decode(file, base, watch)
+    return decoded.header
+
+
+def limit(adapter: str | os.PathLike) -> dict[str, Any]:
+    """The rate-distortion limit of an adapter directory: `points`, (bytes, relative error) rising
+    in bytes, below which no code that looks at weights alone can go (solar/codec/limit.py).
+
+    Heads are not counted. Raises SolarError where the directory cannot be read.
+    """
+    from solar.adapters import directory
+    from solar.codec.factors import canonical
+    from solar.codec.limit import rate_distortion
+
+    read = directory.read(adapter)
+    points = rate_distortion(canonical(read.pairs))
+    size = sum(f.stat().st_size for f in Path(adapter).glob("*.safetensors"))
+    return {
+        "adapter": str(adapter),
+        "adapter_bytes": size,
+        "layers": len(read.pairs),
+        "points": [{"bytes": b, "relative_error": e} for b, e in points],
+    }
+
+
+__all__ = ["PRESETS", "PacketError", "compress", "expand", "inspect", "limit", "verify"]
