@@ -27,6 +27,7 @@ from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
 from solar import packages, record, track
 from solar.adapters import peft_io
+from solar.api import setting_for
 from solar.codec import baselines, limit
 from solar.codec.container import Encoded
 from solar.codec.encode import encode
@@ -53,6 +54,7 @@ def shrink(config: dict) -> dict:
         model["overrides"] = {k: v for k, v in model["overrides"].items() if k != "image_size"}
     for node, values in TINY.items():
         config[node] |= values
+    config["codec"]["budgets"] = config["codec"]["budgets"][:1]
     for grid in config["codec"]["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
         grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
@@ -91,8 +93,13 @@ def encode_all(
         coded = baselines.encode(factors, weights, "bits", bits=bits, rank=rank, **common)
         label = f"{bits}-bit" + (f", rank {rank}" if rank else "")
         yield "bits", label, {"bits": bits, "rank": rank}, coded
-    points = list(settings(config["codec"], config["seed"]))
     console = Console(stderr=True)
+    compact = setting_for("compact", config["seed"], embed_basis=False)
+    for size in progress(config["codec"]["budgets"], "budgets", console=console):
+        coded = encode(factors, weights, compact, cache=cache, budget_bytes=size, **common)
+        columns = {"basis": compact.recipe.kind, "atoms": compact.atoms, "dtype": compact.dtype}
+        yield "compact", f"compact, {size:,} bytes", columns, coded
+    points = list(settings(config["codec"], config["seed"]))
     for label, columns, setting in progress(points, "compress", console=console):
         coded = encode(factors, weights, setting, cache=cache, **common)
         yield "solar", label, columns, coded

@@ -20,8 +20,8 @@ COLUMN = 3.4  # inches: the width of one column of a two-column page
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
 
-# What SOLAR's lines take in turn, one per perturbation or basis. The first marker is filled and the
-# others are open and grow, so that points on the same spot show as nested shapes.
+# What lines of the paper's form take in turn, one per perturbation or basis. The first marker is
+# filled and the others are open and grow, so that points on the same spot show as nested shapes.
 _OPEN = {"markerfacecolor": "none", "markeredgewidth": 1.0}
 SOLAR = (
     {"color": BLUE, "marker": "o", "linestyle": "-", "markersize": 3.5},
@@ -33,6 +33,7 @@ SOLAR = (
 )
 
 BASELINES = {
+    "compact": {"color": SKY, "marker": "d", "linestyle": "-", "markersize": 5.5},
     "float32": {"color": BLACK, "marker": "*", "linestyle": "none", "markersize": 8},
     "float16": {"color": BLACK, "marker": "P", "linestyle": "none", "markersize": 6},
     "truncate": {"color": ORANGE, "marker": "v", "linestyle": "-", "markersize": 7.5, **_OPEN},
