@@ -129,12 +129,16 @@ def uniform(job: Job, setting: Setting, sides: list[Side], budget_bytes: int) ->
     """
     ranks = tuple(f.left.shape[1] for f in job.factors)
     targets = np.array([1 if setting.atoms == "matrix" else s.rank for s in sides], float)
+    entries = [side.dim * (1 if setting.atoms == "vector" else side.rank) for side in sides]
     least = _least(job, budget_bytes)
     fixed = job.overhead(ranks) + len(job.heads) + payload.LENGTH + 2 * supports.WORD.itemsize
     fixed += int(targets.sum()) if setting.dtype in INTEGERS else 0
 
     def length(size, keep):
         bits = sum(supports.bits(keep * t, size * t) for t in targets)
+        if setting.embed:  # at most; targets that share atoms leave some of it over
+            used = (np.minimum(size, keep * t) for t in targets)
+            bits = bits + 16 * sum(u * e for u, e in zip(used, entries, strict=True))
         return fixed + bits / 8 + targets.sum() * keep * budget.WIDTHS[setting.dtype] / 8
 
     keeps = np.arange(1, MAX_KEEP + 1)
