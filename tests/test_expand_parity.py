@@ -9,11 +9,11 @@ peft = pytest.importorskip("peft")
 
 from golden import cases  # noqa: E402
 from golden.bases import base_of, logits  # noqa: E402
+from test_models_parity import torch_logits  # noqa: E402
 from test_peft_parity import (  # noqa: E402
     CASE,
     config_of,
     load_in_peft,
-    torch_logits,
     trained,
 )
 from test_weights import write_folder  # noqa: E402
