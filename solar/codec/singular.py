@@ -7,6 +7,7 @@ signs, and the vectors within a group of (nearly) equal singular values.
 import io
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from solar.files import write_whole
 
 RANK_CUTOFF = 1e-6  # singular vectors below this share of the largest value are not reproducible
 GAP = 1e-8  # values closer than this share of the largest leave their vectors to the driver
+
+_HEADER = threading.Lock()
 
 
 class Frame(NamedTuple):
@@ -100,7 +103,10 @@ def _svd(weight: np.ndarray, name: str) -> tuple[Frame, Frame]:
 
 def _load(path: Path) -> np.ndarray | None:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        # NumPy reads the header with `ast`, which two threads at once can bring to a SystemError
+        # (CPython 3.11, gh-106905).
+        with _HEADER:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):  # absent, or cut short by a full disk: compute again
         return None
 
