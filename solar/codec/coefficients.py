@@ -7,7 +7,7 @@ run the same `rebuild`.
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from solar.codec.container import Base, Watch, unwatched
 from solar.codec.recipe import BUDGET, Recipe, Setting
 from solar.codec.singular import Frame
 
-CHUNK_BYTES = 2**26  # atoms alive at once
+CHUNK_BYTES = 2**23  # atoms built at once; a side that has more is alone
 BUCKET = 32  # counts of atoms in use are rounded up to this, so few shapes are compiled
 
 
@@ -70,17 +70,25 @@ def kept_of(setting: Setting, side: Side) -> int:
     return targets_of(setting, side) * (setting.keep or setting.recipe.size)
 
 
-def batches(atoms: str, sides: list[Side], size: int) -> list[list[Side]]:
-    """Sides of equal shape, in batches whose atoms (`size` each) fit in CHUNK_BYTES."""
+def batches(
+    atoms: str, sides: list[Side], size: Callable[[Side], int], limit: int = CHUNK_BYTES
+) -> list[list[Side]]:
+    """Sides of equal shape, in batches whose atoms, `size` of each side, fit in `limit` bytes.
+
+    The batches of a shape are of one length where that is possible with up to twice as many, so
+    that one program serves them all.
+    """
     groups: dict[tuple[int, int, int], list[Side]] = {}
     for side in sides:
         width = 1 if atoms == "vector" else side.rank
         groups.setdefault((side.dim, width, side.vectors), []).append(side)
     result = []
     for (dim, width, _), members in groups.items():
-        pieces = math.ceil(len(members) * size * dim * width * 4 / CHUNK_BYTES)
-        step = math.ceil(len(members) / max(1, pieces))
-        result += [members[i : i + step] for i in range(0, len(members), step)]
+        count = len(members)
+        least = min(count, max(1, math.ceil(count * size(members[0]) * dim * width * 4 / limit)))
+        pieces = next((p for p in range(least, 2 * least) if count % p == 0), least)
+        step = math.ceil(count / pieces)
+        result += [members[i : i + step] for i in range(0, count, step)]
     return result
 
 
@@ -134,6 +142,38 @@ class Frames:
         return [self.loaded[side.layer][side.side] for side in batch] if self.loaded else None
 
 
+def _table(
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients],
+    columns: Mapping[Side, np.ndarray], width: int,
+) -> np.ndarray:  # fmt: skip
+    """Coefficients (b, t, width) float32 of a batch; columns (k,) of every side: where each of its
+    coefficients stands."""
+    targets = max(targets_of(setting, side) for side in batch)
+    table = np.zeros((len(batch), targets, width), np.float32)
+    for i, side in enumerate(batch):
+        target = sent[side].positions // size_of(setting, side)
+        table[i, target, columns[side]] = sent[side].values
+    return table
+
+
+def _built(
+    setting: Setting, batch: list[Side], used: Mapping[Side, np.ndarray], count: int,
+    frames: Frames, embedded: Mapping[Side, np.ndarray] | None,
+) -> np.ndarray:  # fmt: skip
+    """Atoms (b, count, width * d) float32 that carry a coefficient; after them any others."""
+    if embedded is not None:
+        flat = np.zeros((len(batch), count, embedded[batch[0]].shape[1]), np.float32)
+        for i, side in enumerate(batch):
+            flat[i, : len(used[side])] = embedded[side]
+        return flat
+    ids, group = np.zeros((len(batch), count), np.uint32), as_group(setting.atoms, batch)
+    for i, side in enumerate(batch):
+        ids[i, : len(used[side])] = used[side]
+    unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
+    atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
+    return np.asarray(atoms).reshape(len(batch), count, -1)
+
+
 def rebuild(
     setting: Setting,
     sides: list[Side],
@@ -145,35 +185,24 @@ def rebuild(
 
     embedded: the atoms in use (a, width * d) of every side, where the file brings them itself.
     """
+    atom = {side: sent[side].positions % size_of(setting, side) for side in sides}
     used, places = {}, {}
     for side in sides:
-        used[side], places[side] = np.unique(
-            sent[side].positions % size_of(setting, side), return_inverse=True
-        )
+        used[side], places[side] = np.unique(atom[side], return_inverse=True)
     decoded: dict[Side, np.ndarray] = {}
     numbers: dict[Side, np.ndarray] = {}
     most = max((len(which) for which in used.values()), default=0)
     count = max(1, math.ceil(most / BUCKET)) * BUCKET
-    for batch in batches(setting.atoms, sides, count):
-        # Only atoms that carry a coefficient are built; unused places repeat atom 0 times zero.
-        ids = np.zeros((len(batch), count), np.uint32)
-        targets = max(targets_of(setting, side) for side in batch)
-        coefficients = np.zeros((len(batch), targets, count), np.float32)
-        for i, side in enumerate(batch):
-            ids[i, : len(used[side])] = used[side]
-            target = sent[side].positions // size_of(setting, side)
-            coefficients[i, target, places[side]] = sent[side].values
-        if embedded is None:
-            group = as_group(setting.atoms, batch)
-            unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
-            atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
-            flat = np.asarray(atoms).reshape(len(batch), count, -1)
+    for batch in batches(setting.atoms, sides, lambda _: count):
+        group, size = as_group(setting.atoms, batch), size_of(setting, batch[0])
+        if embedded is None and basis.implicit(setting.recipe, group, size):
+            table = _table(setting, batch, sent, atom, size)
+            rows = basis.composed(setting.recipe, group, table)
         else:
-            flat = np.zeros((len(batch), count, embedded[batch[0]].shape[1]), np.float32)
-            for i, side in enumerate(batch):
-                flat[i, : len(used[side])] = embedded[side]
-        rows = np.matmul(coefficients, flat).reshape(len(batch), -1, batch[0].dim)
-        marks = checksum.sketch(rows, coefficients)
+            table = _table(setting, batch, sent, places, count)
+            flat = _built(setting, batch, used, count, frames, embedded)
+            rows = np.matmul(table, flat).reshape(len(batch), -1, batch[0].dim)
+        marks = checksum.sketch(rows, table)
         for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
             numbers[side] = marks[i, : side.rank].ravel()

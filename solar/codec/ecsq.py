@@ -100,6 +100,13 @@ def _slope(a: tuple, b: tuple) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
+@lru_cache(maxsize=1)
+def _slopes() -> np.ndarray:
+    """Share gained per bit from each level to the next, falling."""
+    table = levels()
+    return np.minimum.accumulate(np.diff(table.share) / np.diff(table.bits))
+
+
 class Components(NamedTuple):
     """Components in file order: their sides, target in them, sizes (c, 2) and energies (c, 2)."""
 
@@ -129,18 +136,19 @@ def whole(own: Components) -> np.ndarray:
 def choose(own: Components, price: float, boost: int) -> np.ndarray:
     """Levels (c, 2) of every component at a price; both 0 where it is not worth sending."""
     table = levels()
-    chosen = np.zeros(own.sizes.shape, np.int64)
-    pair_share = table.share[:, None] * table.share[None, :]
-    step = max(1, 2**24 // pair_share.size)
-    for first in range(0, len(own.sizes), step):
-        sizes, energies = own.sizes[first : first + step], own.energies[first : first + step]
-        gain = energies.prod(axis=1)[:, None, None] * pair_share
-        bits = sizes[:, 0, None, None] * table.bits[:, None] + sizes[:, 1, None, None] * table.bits
+    bits, share, worth = table.bits[1:], table.share[1:], own.energies.prod(axis=1)[:, None]
+    left, right = own.sizes[:, :1], own.sizes[:, 1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Beside any level of the left side the right one climbs while a step gains its price.
+        least = price * right / (worth * share)
+        other = np.searchsorted(-_slopes(), -least)
         # One more byte for the energy of what is sent.
-        bits += 8.0 * ((np.arange(len(table.bits))[:, None] + np.arange(len(table.bits))) > 0)
-        best = np.argmax((gain - price * bits).reshape(len(sizes), -1), axis=1)
-        chosen[first : first + step] = np.stack(np.divmod(best, len(table.bits)), axis=1)
-    chosen[(chosen == 0).any(axis=1)] = 0
+        value = worth * share * table.share[other]
+        value = value - price * (left * bits + right * table.bits[other] + 8.0)
+    best = np.argmax(np.where(other > 0, value, -np.inf), axis=1)[:, None]
+    chosen = np.concatenate([best + 1, np.take_along_axis(other, best, axis=1)], axis=1)
+    sent = (np.take_along_axis(value, best, axis=1) > 0) & (chosen[:, 1:] > 0)
+    chosen = np.where(sent, chosen, 0)
     active = np.flatnonzero(chosen[:, 0] > 0)
     if boost and len(active):
         order = active[np.argsort(-own.energies[active].prod(axis=1), kind="stable")]
@@ -205,10 +213,11 @@ def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> t
     """The price (a float32) and the boost whose file, length(levels) bytes, is at most `budget`."""
     table = levels()
 
+    each = 8 * (1 + ~whole(own))  # bits of a component's energies
+
     def modelled(price: float) -> float:
         chosen = choose(own, price, 0)
-        sent = 1 + ~whole(own)[:, None].any(axis=1)
-        return float((table.bits[chosen] * own.sizes).sum() + 8 * (sent * chosen[:, 0] > 0).sum())
+        return float((table.bits[chosen] * own.sizes).sum() + each[chosen[:, 0] > 0].sum())
 
     high = float(np.max(own.energies.prod(axis=1), initial=0)) or 1.0
     low, best, target = high * LOWEST, high, None
@@ -267,15 +276,29 @@ def _bisect(cost: Callable[[float], float], low: float, high: float, most: float
     return high
 
 
-def length(own: Components, tables: list, chosen: np.ndarray) -> int:
-    """Bytes of the payload, from the chances of the cells: what the coder needs to a few bytes."""
-    deviations, bits = _deviations(own), 0.0
-    for row, side in np.argwhere(chosen > 0):
-        index = int(chosen[row, side])
-        symbols = cells(tables[row][side], index, deviations[row, side])
-        bits -= float(np.log2(_level(index)[0])[symbols].sum())
-    sent = len(own.pairs) + int((~whole(own)).sum())
-    return HEAD.size + sent + (4 * (math.ceil(bits / 32) + 1) if len(own.pairs) else 0)
+def meter(own: Components, tables: list) -> Callable[[np.ndarray], np.ndarray]:
+    """The bits (c, 2) of the cells at levels (c, 2), from their chances. Each level of each side is
+    counted once, however often it is asked for."""
+    known = np.full((*own.sizes.shape, len(levels().bits)), np.nan)
+    known[:, :, 0] = 0
+    deviations = _deviations(own)
+
+    def bits(chosen: np.ndarray) -> np.ndarray:
+        found = np.take_along_axis(known, chosen[:, :, None], axis=2)[:, :, 0]
+        for row, side in np.argwhere(np.isnan(found)):
+            index = int(chosen[row, side])
+            symbols = cells(tables[row][side], index, deviations[row, side])
+            found[row, side] = -float(np.log2(_level(index)[0])[symbols].sum())
+            known[row, side, index] = found[row, side]
+        return found
+
+    return bits
+
+
+def length(energies: int, bits: float) -> int:
+    """Bytes of a payload with `energies` bytes of energies and cells of `bits` by their chances:
+    what the coder needs to a few bytes."""
+    return HEAD.size + energies + (4 * (math.ceil(bits / 32) + 1) if energies else 0)
 
 
 def decoded(own: Components, tables: list, chosen: np.ndarray) -> list[list[np.ndarray]]:

@@ -194,10 +194,12 @@ def entropy(
     bytes_ = quantize.scale_bytes(energies, power)
     own = own._replace(energies=quantize.scale_steps(bytes_, power))
 
+    layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
+    counted, both = ecsq.meter(own, tables), ecsq.whole(own)
+
     def cut(chosen: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
         """Ranks, and the components that are in the file: a layer ends with its last active one."""
         ranks = np.zeros(len(job.factors), np.int64)
-        layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
         np.maximum.at(ranks, layers, np.where((chosen > 0).any(axis=1), own.targets + 1, 0))
         return tuple(ranks.tolist()), own.targets < ranks[layers]
 
@@ -210,8 +212,9 @@ def entropy(
 
     def length(chosen: np.ndarray) -> int:
         ranks, mask = cut(chosen)
-        part, lines = inside(mask)
-        return job.overhead(ranks) + len(job.heads) + ecsq.length(part, lines, chosen[mask])
+        energies = int((2 - both)[mask].sum())
+        body = ecsq.length(energies, float(counted(chosen)[mask].sum()))
+        return job.overhead(ranks) + len(job.heads) + body
 
     price, boost = ecsq.fill(own, length, budget_bytes)
     while True:
