@@ -49,7 +49,7 @@ def made(update, base, setting, size, **more):
 def test_compact_fills_every_budget(base, update, heads):
     used = len(heads["score.weight"].ravel()) * 2 + 30 if heads else 0
     errors = []
-    for size in np.geomspace(200, 8000, 12).astype(int) + used:
+    for size in np.geomspace(300, 8000, 12).astype(int) + used:
         coded = made(update, base, COMPACT, int(size), heads=heads)
         assert len(coded.data) >= 0.97 * size
         errors.append(coded.report["relative_error"])
@@ -96,17 +96,33 @@ def test_what_a_choice_gains_is_what_the_error_loses(base, update, rank, toleran
 def test_every_component_takes_the_best_pair_at_its_price():
     rng = np.random.default_rng(2)
     own = ecsq.Components([], np.zeros(5, int), rng.integers(8, 90, (5, 2)),
-                          rng.lognormal(0, 1, (5, 2)))  # fmt: skip
+                          rng.lognormal(0, 1, (5, 2)), rng.lognormal(0, 1, 5))  # fmt: skip
     table = ecsq.levels()
     for price in (1e-4, 3e-3, 0.05):
         chosen = ecsq.choose(own, price, 0)
         for row in range(5):
             worth = {
-                (a, b): own.energies[row].prod() * table.share[a] * table.share[b]
+                (a, b): own.weights[row]
+                * own.energies[row].prod()
+                * table.share[a]
+                * table.share[b]
                 - price * (own.sizes[row] @ table.bits[[a, b]] + 8 * ((a, b) != (0, 0)))
                 for a, b in itertools.product(range(len(table.bits)), repeat=2)
             }
             assert worth[tuple(chosen[row])] == pytest.approx(max(worth.values()), abs=1e-12)
+
+
+def test_relative_errors_spread_over_layers(base, update):
+    """Layers whose updates are small get their share where errors count relative to them."""
+    worst = {}
+    for relative in (0.0, 0.5, 1.0):
+        setting = Setting(COMPACT.recipe, keep=BUDGET, dtype="entropy", relative=relative)
+        coded = made(update, base, setting, 1500)
+        assert len(coded.data) >= 0.97 * 1500
+        parts = [x["measured"] / x["norm"] for x in coded.report["layers"]]
+        worst[relative] = max(parts), coded.report["relative_error"], np.std(parts)
+    assert worst[0.0][0] > worst[0.5][0] > worst[1.0][0] and worst[1.0][2] < 0.5 * worst[0.0][2]
+    assert worst[0.0][1] < worst[0.5][1] < worst[1.0][1]
 
 
 def test_levels_are_the_hull_of_a_real_quantiser():

@@ -192,7 +192,8 @@ def entropy(
     energies[together] = np.sqrt(energies[together].prod(axis=1))[:, None]
     power = quantize.scale_power(float(np.max(energies, initial=0)))
     bytes_ = quantize.scale_bytes(energies, power)
-    own = own._replace(energies=quantize.scale_steps(bytes_, power))
+    relative = round(255 * setting.relative)
+    own = ecsq.weighed(own, quantize.scale_steps(bytes_, power), relative)
 
     layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
     counted, both = ecsq.meter(own, tables), ecsq.whole(own)
@@ -206,7 +207,11 @@ def entropy(
     def inside(mask: np.ndarray) -> tuple[ecsq.Components, list]:
         rows = np.flatnonzero(mask)
         part = ecsq.Components(
-            [own.pairs[r] for r in rows], own.targets[rows], own.sizes[rows], own.energies[rows]
+            [own.pairs[r] for r in rows],
+            own.targets[rows],
+            own.sizes[rows],
+            own.energies[rows],
+            own.weights[rows],
         )
         return part, [tables[r] for r in rows]
 
@@ -221,7 +226,7 @@ def entropy(
         chosen = ecsq.choose(own, price, boost)
         ranks, mask = cut(chosen)
         part, lines = inside(mask)
-        body = ecsq.pack(part, price, boost, bytes_[mask], lines, chosen[mask])
+        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], lines, chosen[mask])
         if job.overhead(ranks) + len(job.heads) + len(body) <= budget_bytes:
             break
         boost -= 1  # the coder may need a word more than the chances say
