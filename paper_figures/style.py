@@ -6,6 +6,7 @@ width at which they are printed, so no text shrinks on the page.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -73,6 +74,20 @@ def figure(rows: int, columns: int, width: float, height: float, **options):
     """A figure of `rows` x `columns` panels, sizes in inches, and its axes as a 2-D array."""
     plt.rcParams.update(_SETTINGS)
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+
+
+def stacked(columns: Sequence[int], heights: Sequence[float], width: float):
+    """A figure of rows with different numbers of panels, sizes in inches: the figure, its parts
+    (one a row, each may have a title and a legend) and the axes of every row; a row shares its y
+    axis where it has more than two panels."""
+    plt.rcParams.update(_SETTINGS)
+    whole = plt.figure(figsize=(width, sum(heights)))
+    parts = whole.subfigures(len(columns), 1, height_ratios=heights, squeeze=False)[:, 0]
+    rows = [
+        part.subplots(1, count, sharey=count > 2, squeeze=False)[0]
+        for part, count in zip(parts, columns, strict=True)
+    ]
+    return whole, parts, rows
 
 
 def save(drawn: Figure, folder: str | os.PathLike, name: str) -> list[Path]:
