@@ -6,7 +6,10 @@ step and every dead zone a point (bits, share of the energy captured); the lower
 points is LEVELS, the levels there are. A component of energies e_l and e_r reaches dW with
 c_l e_l c_r e_r, where c are the shares captured, so at a price per bit the pair of levels that is
 worth most follows from the two energies alone. Both ends compute it: the file needs the price, a
-byte for each energy, and the cells. This is `limit.py`'s water-filling with a real quantiser in
+byte for each energy, and the cells. Layers can weigh their errors by the energy of their own first
+component to the power of -relative: at 0 the error of dW over all layers is what counts, at 1 each
+layer's error relative to its own update, which keeps small updates that the model needs from being
+outbid by large ones. This is `limit.py`'s water-filling with a real quantiser in
 the place of Shannon's curve.
 
 `boost` fits the last bytes of a budget: that many sides, in order of falling energy and starting
@@ -15,6 +18,7 @@ coarser, from the other end, but none is dropped.
 
     price       4 bytes, float32: squared error per bit
     boost       2 bytes, signed
+    relative    1 byte, in 255ths
     energies    a byte per component, on the scale of quantize.py; two where the sides capture
                 different energies because their atoms do not span the whole space
     cells       one entropy-coded stream (range coder of `constriction`)
@@ -33,7 +37,7 @@ from solar.codec.coefficients import Coefficients, Side, size_of
 from solar.codec.container import PacketError
 from solar.codec.recipe import Setting
 
-HEAD = struct.Struct("<fh")
+HEAD = struct.Struct("<fhB")
 RATIOS = np.geomspace(0.12, 400, 150)  # standard deviation over step
 DEADS = (
     0.5,
@@ -108,12 +112,14 @@ def _slopes() -> np.ndarray:
 
 
 class Components(NamedTuple):
-    """Components in file order: their sides, target in them, sizes (c, 2) and energies (c, 2)."""
+    """Components in file order: their sides, target in them, sizes (c, 2) and energies (c, 2), and
+    weights (c,) of their squared errors."""
 
     pairs: list[tuple[Side, Side]]
     targets: np.ndarray
     sizes: np.ndarray
     energies: np.ndarray
+    weights: np.ndarray
 
 
 def components(setting: Setting, sides: list[Side]) -> Components:
@@ -124,7 +130,25 @@ def components(setting: Setting, sides: list[Side]) -> Components:
         targets += range(left.rank)
     sizes = [[size_of(setting, side) for side in pair] for pair in pairs]
     sizes = np.array(sizes, np.int64).reshape(-1, 2)
-    return Components(pairs, np.array(targets, np.int64), sizes, np.zeros(sizes.shape))
+    return Components(
+        pairs, np.array(targets, np.int64), sizes, np.zeros(sizes.shape), np.ones(len(sizes))
+    )
+
+
+def weighed(own: Components, energies: np.ndarray, relative: int) -> Components:
+    """`own` with energies (c, 2) and the weights that `relative`, in 255ths, gives its layers."""
+    layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
+    first = np.flatnonzero(own.targets == 0)
+    lead = np.zeros(int(layers.max(initial=-1)) + 1)
+    lead[layers[first]] = energies[first].prod(axis=1)
+    scale = lead[layers] / max(float(lead.max(initial=0)), 1e-300)
+    weights = np.where(scale > 0, np.maximum(scale, 1e-12) ** (-relative / 255), 1.0)
+    return own._replace(energies=energies, weights=weights)
+
+
+def worths(own: Components) -> np.ndarray:
+    """(c,) what a whole component is worth: its weighed squared norm in dW."""
+    return own.energies.prod(axis=1) * own.weights
 
 
 def whole(own: Components) -> np.ndarray:
@@ -136,7 +160,7 @@ def whole(own: Components) -> np.ndarray:
 def choose(own: Components, price: float, boost: int) -> np.ndarray:
     """Levels (c, 2) of every component at a price; both 0 where it is not worth sending."""
     table = levels()
-    bits, share, worth = table.bits[1:], table.share[1:], own.energies.prod(axis=1)[:, None]
+    bits, share, worth = table.bits[1:], table.share[1:], worths(own)[:, None]
     left, right = own.sizes[:, :1], own.sizes[:, 1:]
     with np.errstate(divide="ignore", invalid="ignore"):
         # Beside any level of the left side the right one climbs while a step gains its price.
@@ -151,7 +175,7 @@ def choose(own: Components, price: float, boost: int) -> np.ndarray:
     chosen = np.where(sent, chosen, 0)
     active = np.flatnonzero(chosen[:, 0] > 0)
     if boost and len(active):
-        order = active[np.argsort(-own.energies[active].prod(axis=1), kind="stable")]
+        order = active[np.argsort(-worths(own)[active], kind="stable")]
         lines = np.stack([np.repeat(order, 2), np.tile([0, 1], len(order))])
         turns, rest = divmod(abs(boost), lines.shape[1])
         sign = 1 if boost > 0 else -1
@@ -192,11 +216,13 @@ def cells(values: np.ndarray, level: int, deviation: float) -> np.ndarray:
 
 
 def pack(
-    own: Components, price: float, boost: int, bytes_: np.ndarray, tables: list[np.ndarray],
+    own: Components, dials: tuple[float, int, int], bytes_: np.ndarray, tables: list[np.ndarray],
     chosen: np.ndarray,
 ) -> bytes:  # fmt: skip
-    """The payload. own: what is sent, energies as bytes_ (c, 2) say them; tables: the coefficients
-    (c, n) of left sides and right sides by component; chosen (c, 2) levels."""
+    """The payload. dials: price, boost and relative; own: what is sent, energies as bytes_ (c, 2)
+    say them; tables: the coefficients (c, n) of left sides and right sides by component; chosen
+    (c, 2) levels.
+    """
     from constriction import stream
 
     coder = stream.queue.RangeEncoder()
@@ -206,7 +232,7 @@ def pack(
         coder.encode(cells(tables[row][side], index, deviations[row, side]), _model(index))
     mask = np.stack([np.ones(len(own.pairs), bool), ~whole(own)], axis=1)
     data = coder.get_compressed().astype("<u4").tobytes() if len(own.pairs) else b""
-    return HEAD.pack(price, boost) + bytes_[mask].astype(np.uint8).tobytes() + data
+    return HEAD.pack(*dials) + bytes_[mask].astype(np.uint8).tobytes() + data
 
 
 def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> tuple[float, int]:
@@ -219,7 +245,7 @@ def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> t
         chosen = choose(own, price, 0)
         return float((table.bits[chosen] * own.sizes).sum() + each[chosen[:, 0] > 0].sum())
 
-    high = float(np.max(own.energies.prod(axis=1), initial=0)) or 1.0
+    high = float(np.max(worths(own), initial=0)) or 1.0
     low, best, target = high * LOWEST, high, None
     for _ in range(ROUNDS):
         if target is not None:
@@ -250,8 +276,8 @@ def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> t
 
 
 def gained(own: Components, chosen: np.ndarray) -> float:
-    """Squared norm of dW that levels (c, 2) are expected to capture."""
-    return float((own.energies.prod(axis=1) * levels().share[chosen].prod(axis=1)).sum())
+    """Weighed squared norm of dW that levels (c, 2) are expected to capture."""
+    return float((worths(own) * levels().share[chosen].prod(axis=1)).sum())
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -322,13 +348,13 @@ def unpack(
     head = HEAD.size + int(mask.sum())
     if len(data) < head or (len(data) - head) % 4:
         raise PacketError("packet is altered: its payload is too short for its layer table")
-    price, boost = HEAD.unpack_from(data)
+    price, boost, relative = HEAD.unpack_from(data)
     if not (np.isfinite(price) and price >= 0):
         raise PacketError("packet is altered: its price is no positive number")
     bytes_ = np.zeros(mask.shape, np.uint8)
     bytes_[mask] = np.frombuffer(data[HEAD.size : head], np.uint8)
     bytes_[:, 1] = np.where(mask[:, 1], bytes_[:, 1], bytes_[:, 0])
-    own = own._replace(energies=quantize.scale_steps(bytes_, power))
+    own = weighed(own, quantize.scale_steps(bytes_, power), relative)
     chosen = choose(own, price, boost)
     words = np.frombuffer(data[head:], "<u4").astype(np.uint32)
     coder = stream.queue.RangeDecoder(words)

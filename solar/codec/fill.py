@@ -129,12 +129,16 @@ def uniform(job: Job, setting: Setting, sides: list[Side], budget_bytes: int) ->
     """
     ranks = tuple(f.left.shape[1] for f in job.factors)
     targets = np.array([1 if setting.atoms == "matrix" else s.rank for s in sides], float)
+    entries = [side.dim * (1 if setting.atoms == "vector" else side.rank) for side in sides]
     least = _least(job, budget_bytes)
     fixed = job.overhead(ranks) + len(job.heads) + payload.LENGTH + 2 * supports.WORD.itemsize
     fixed += int(targets.sum()) if setting.dtype in INTEGERS else 0
 
     def length(size, keep):
         bits = sum(supports.bits(keep * t, size * t) for t in targets)
+        if setting.embed:  # at most; targets that share atoms leave some of it over
+            used = (np.minimum(size, keep * t) for t in targets)
+            bits = bits + 16 * sum(u * e for u, e in zip(used, entries, strict=True))
         return fixed + bits / 8 + targets.sum() * keep * budget.WIDTHS[setting.dtype] / 8
 
     keeps = np.arange(1, MAX_KEEP + 1)
@@ -188,7 +192,8 @@ def entropy(
     energies[together] = np.sqrt(energies[together].prod(axis=1))[:, None]
     power = quantize.scale_power(float(np.max(energies, initial=0)))
     bytes_ = quantize.scale_bytes(energies, power)
-    own = own._replace(energies=quantize.scale_steps(bytes_, power))
+    relative = round(255 * setting.relative)
+    own = ecsq.weighed(own, quantize.scale_steps(bytes_, power), relative)
 
     layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
     counted, both = ecsq.meter(own, tables), ecsq.whole(own)
@@ -202,7 +207,11 @@ def entropy(
     def inside(mask: np.ndarray) -> tuple[ecsq.Components, list]:
         rows = np.flatnonzero(mask)
         part = ecsq.Components(
-            [own.pairs[r] for r in rows], own.targets[rows], own.sizes[rows], own.energies[rows]
+            [own.pairs[r] for r in rows],
+            own.targets[rows],
+            own.sizes[rows],
+            own.energies[rows],
+            own.weights[rows],
         )
         return part, [tables[r] for r in rows]
 
@@ -217,7 +226,7 @@ def entropy(
         chosen = ecsq.choose(own, price, boost)
         ranks, mask = cut(chosen)
         part, lines = inside(mask)
-        body = ecsq.pack(part, price, boost, bytes_[mask], lines, chosen[mask])
+        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], lines, chosen[mask])
         if job.overhead(ranks) + len(job.heads) + len(body) <= budget_bytes:
             break
         boost -= 1  # the coder may need a word more than the chances say
