@@ -80,7 +80,9 @@ def test_refit_is_least_squares_on_the_support_and_beats_cutting():
     cut = solve(atoms, targets, count=45)
     support = np.asarray(cut.support)
     assert (support.sum(axis=(1, 2)) == 45).all()
-    again = np.asarray(refit(atoms, targets, support, np.float32(1e-6), most=32))
+    again = np.asarray(
+        refit(atoms, targets, support, np.float32(1e-6), most=(32,) * targets.shape[1])
+    )
     assert (again[~support] == 0).all()
     for i in range(2):
         for t in range(3):
@@ -126,7 +128,11 @@ def test_pursuit_beats_the_largest_coefficients():
     assert (picked.sum(axis=(1, 2)) == 24).all()
     cut = np.asarray(solve(atoms, targets, count=24).support)
     errors = [
-        error(atoms, targets, np.asarray(refit(atoms, targets, s, np.float32(1e-6), most=32)))
+        error(
+            atoms,
+            targets,
+            np.asarray(refit(atoms, targets, s, np.float32(1e-6), most=(32,) * targets.shape[1])),
+        )
         for s in (picked, cut)
     ]
     assert (errors[0] < 0.9 * errors[1]).all()

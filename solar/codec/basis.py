@@ -124,9 +124,10 @@ def sources(
     if recipe.kind == "singular":
         ranks = np.array([len(frame.values) for frame in frames])
         index = positions(recipe, group, ids, ranks)
-        return np.stack(
-            [np.asarray(f.rows[: int(x.max()) + 1])[x] for f, x in zip(frames, index, strict=True)]
-        )
+        found = np.empty((*index.shape, group.dim), np.float32)
+        for out, frame, place in zip(found, frames, index, strict=True):
+            np.take(frame.rows, place, axis=0, out=out, mode="clip")  # others are not in range
+        return found
     ranks = np.full(len(ids), group.dim)
     index = positions(recipe, group, ids, ranks)
     laps, place = np.unique(ids // group.dim, return_inverse=True)

@@ -128,18 +128,22 @@ def uniform(job: Job, setting: Setting, sides: list[Side], budget_bytes: int) ->
     the vectors that the base has where these are fewer.
     """
     ranks = tuple(f.left.shape[1] for f in job.factors)
-    targets = np.array([1 if setting.atoms == "matrix" else s.rank for s in sides], float)
+    targets = np.array([1 if setting.atoms == "matrix" else s.rank for s in sides], np.int64)
     entries = [side.dim * (1 if setting.atoms == "vector" else side.rank) for side in sides]
+    # Sides with as many targets of the same length are counted once.
+    alike = np.array([targets, entries], np.int64).reshape(2, -1).T
+    alike, times = np.unique(alike, axis=0, return_counts=True)
     least = _least(job, budget_bytes)
     fixed = job.overhead(ranks) + len(job.heads) + payload.LENGTH + 2 * supports.WORD.itemsize
     fixed += int(targets.sum()) if setting.dtype in INTEGERS else 0
 
     def length(size, keep):
-        bits = sum(supports.bits(keep * t, size * t) for t in targets)
-        if setting.embed:  # at most; targets that share atoms leave some of it over
-            used = (np.minimum(size, keep * t) for t in targets)
-            bits = bits + 16 * sum(u * e for u, e in zip(used, entries, strict=True))
-        return fixed + bits / 8 + targets.sum() * keep * budget.WIDTHS[setting.dtype] / 8
+        bits = targets.sum() * keep * float(budget.WIDTHS[setting.dtype])
+        for (t, e), n in zip(alike.tolist(), times.tolist(), strict=True):
+            bits = bits + n * supports.bits(keep * t, size * t)
+            if setting.embed:  # at most; targets that share atoms leave some of it over
+                bits = bits + n * 16 * e * np.minimum(size, keep * t)
+        return fixed + bits / 8
 
     keeps = np.arange(1, MAX_KEEP + 1)
     keeps = keeps[length(keeps, keeps) <= budget_bytes] if len(sides) else keeps[:0]

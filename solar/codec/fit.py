@@ -5,7 +5,6 @@ Batches are worked on one after another: XLA's programs share one pool of thread
 at once can wait for each other for ever.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -187,10 +186,10 @@ def _again(batch: _Batch, support: np.ndarray, ridge: np.float32) -> np.ndarray:
     """Coefficients (b, a, t) fitted again on support (b, a, t)."""
     from solar.codec import select
 
-    most = math.ceil(max(1, int(support.sum(axis=1).max())) / BUCKET) * BUCKET
-    return np.asarray(
-        select.refit(batch.atoms, batch.rows, support, ridge, most=min(most, batch.size))
-    )
+    # Powers of two, so that few programs are compiled.
+    counts = np.maximum(support.sum(axis=1).max(axis=0), BUCKET)
+    most = (min(batch.size, 1 << (int(count) - 1).bit_length()) for count in counts)
+    return np.asarray(select.refit(batch.atoms, batch.rows, support, ridge, most=tuple(most)))
 
 
 def refit(

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -90,20 +91,28 @@ def fit(atoms, targets, weights, counts, ridge, *, sparse: bool) -> Fit:
 
 
 @partial(jax.jit, static_argnames=("most",))
-def refit(atoms, targets, support, ridge, *, most: int):
+def refit(atoms, targets, support, ridge, *, most: tuple[int, ...]):
     """Coefficients (b, a, t) fitted again on support (b, a, t), each target on its own atoms.
 
-    most: at least the number of atoms that any one target uses.
+    most: for every target, at least the number of atoms that it uses on any side. Targets that
+    differ in it are solved one after another: a Gram matrix costs the square of it.
     """
 
-    def one(atoms, target, support):
+    def one(atoms, target, support, most):
         chosen = jnp.argsort(~support, stable=True)[:most]
         own = atoms[chosen] * support[chosen][:, None]
         solved = _ridge(own, target[None, :], ridge)[:, 0]
         return jnp.zeros(support.shape, atoms.dtype).at[chosen].set(solved)
 
-    per_side = jax.vmap(one, (None, 0, 1), 1)
-    return jax.lax.map(lambda x: per_side(*x), (atoms, targets, support))
+    def side(atoms, targets, support):
+        found = jnp.zeros(support.shape, atoms.dtype)
+        for count in sorted(set(most)):
+            which = np.flatnonzero(np.array(most) == count)
+            per_target = jax.vmap(partial(one, most=count), (None, 0, 1), 1)
+            found = found.at[:, which].set(per_target(atoms, targets[which], support[:, which]))
+        return found
+
+    return jax.lax.map(lambda x: side(*x), (atoms, targets, support))
 
 
 @jax.jit

@@ -95,15 +95,12 @@ def _largest(gram: np.ndarray) -> np.ndarray:
     return np.linalg.eigvalsh(reduced)[:, -1]
 
 
-def _definite(matrices: np.ndarray) -> np.ndarray:
-    """(b,) whether symmetric matrices (b, a, a) are positive definite: whether Cholesky ends."""
-    try:
-        np.linalg.cholesky(matrices)
-        return np.ones(len(matrices), bool)
-    except np.linalg.LinAlgError:
-        if len(matrices) == 1:
-            return np.zeros(1, bool)
-        return np.concatenate([_definite(one[None]) for one in matrices])
+def _definite(matrix: np.ndarray) -> bool:
+    """Whether a symmetric matrix (a, a) float32, which is overwritten, is positive definite:
+    whether Cholesky ends."""
+    from scipy.linalg.lapack import spotrf  # numpy's copies the matrix twice
+
+    return spotrf(matrix.T, lower=1, clean=0, overwrite_a=1)[1] == 0
 
 
 def spectral_upper(matrices: np.ndarray) -> np.ndarray:
@@ -118,7 +115,9 @@ def spectral_upper(matrices: np.ndarray) -> np.ndarray:
     gram = np.matmul(matrices, matrices.swapaxes(1, 2))
     guess = 1.04 * _largest(gram)
     always = np.max(np.sum(np.abs(gram), axis=2), axis=1)
-    held = _definite(guess[:, None, None] * np.eye(gram.shape[1], dtype=gram.dtype) - gram)
+    np.negative(gram, out=gram)
+    np.einsum("baa->ba", gram)[...] += guess[:, None]
+    held = [_definite(shifted) for shifted in gram]
     return np.sqrt(np.where(held, guess, always))
 
 
