@@ -20,7 +20,8 @@ from solar.codec.container import Base, Watch, unwatched
 from solar.codec.recipe import BUDGET, Recipe, Setting
 from solar.codec.singular import Frame
 
-CHUNK_BYTES = 2**26  # atoms alive at once
+CHUNK_BYTES = 2**25  # of atoms in a batch of sides, or of what they add up to
+PIECE_BYTES = 2**23  # of atoms alive at once; drawing them takes ten times this
 BUCKET = 32  # counts of atoms in use are rounded up to this, so few shapes are compiled
 
 
@@ -71,14 +72,16 @@ def kept_of(setting: Setting, side: Side) -> int:
 
 
 def batches(atoms: str, sides: list[Side], size: int) -> list[list[Side]]:
-    """Sides of equal shape, in batches whose atoms (`size` each) fit in CHUNK_BYTES."""
+    """Sides of equal shape, in batches whose atoms (`size` each) and factors fit in CHUNK_BYTES; a
+    side that does not is a batch alone."""
     groups: dict[tuple[int, int, int], list[Side]] = {}
     for side in sides:
         width = 1 if atoms == "vector" else side.rank
         groups.setdefault((side.dim, width, side.vectors), []).append(side)
     result = []
     for (dim, width, _), members in groups.items():
-        pieces = math.ceil(len(members) * size * dim * width * 4 / CHUNK_BYTES)
+        most = max(size, *(side.rank for side in members)) if width == 1 else size
+        pieces = math.ceil(len(members) * most * dim * width * 4 / CHUNK_BYTES)
         step = math.ceil(len(members) / max(1, pieces))
         result += [members[i : i + step] for i in range(0, len(members), step)]
     return result
@@ -134,6 +137,13 @@ class Frames:
         return [self.loaded[side.layer][side.side] for side in batch] if self.loaded else None
 
 
+def atoms_of(positions: np.ndarray, size: int) -> np.ndarray:
+    """The atoms (a,) of `size` that carry a coefficient, rising."""
+    carries = np.zeros(size, bool)
+    carries[positions % size] = True
+    return np.flatnonzero(carries)
+
+
 def rebuild(
     setting: Setting,
     sides: list[Side],
@@ -145,35 +155,44 @@ def rebuild(
 
     embedded: the atoms in use (a, width * d) of every side, where the file brings them itself.
     """
-    used, places = {}, {}
-    for side in sides:
-        used[side], places[side] = np.unique(
-            sent[side].positions % size_of(setting, side), return_inverse=True
-        )
+    used = {s: atoms_of(sent[s].positions, size_of(setting, s)) for s in sides}
     decoded: dict[Side, np.ndarray] = {}
     numbers: dict[Side, np.ndarray] = {}
     most = max((len(which) for which in used.values()), default=0)
-    count = max(1, math.ceil(most / BUCKET)) * BUCKET
-    for batch in batches(setting.atoms, sides, count):
-        # Only atoms that carry a coefficient are built; unused places repeat atom 0 times zero.
-        ids = np.zeros((len(batch), count), np.uint32)
+    most = max(1, math.ceil(most / BUCKET)) * BUCKET
+    for batch in batches(setting.atoms, sides, most):
+        count, own = most, max(len(used[side]) for side in batch)
+        while count > max(2 * own, BUCKET):  # halves, so that there are still few shapes
+            count = math.ceil(count / 2 / BUCKET) * BUCKET
+        group = as_group(setting.atoms, batch)
         targets = max(targets_of(setting, side) for side in batch)
-        coefficients = np.zeros((len(batch), targets, count), np.float32)
-        for i, side in enumerate(batch):
-            ids[i, : len(used[side])] = used[side]
-            target = sent[side].positions // size_of(setting, side)
-            coefficients[i, target, places[side]] = sent[side].values
-        if embedded is None:
-            group = as_group(setting.atoms, batch)
-            unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
-            atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
-            flat = np.asarray(atoms).reshape(len(batch), count, -1)
-        else:
-            flat = np.zeros((len(batch), count, embedded[batch[0]].shape[1]), np.float32)
+        room = PIECE_BYTES // (4 * len(batch) * (group.dim * group.width + targets))
+        pieces = math.ceil(count / max(1, room))
+        length = math.ceil(count / pieces)
+        rows, energy = np.float32(0), np.float64(0)
+        for first in range(0, count, length):
+            # Only atoms that carry a coefficient are built; unused places repeat atom 0 times zero.
+            ids = np.zeros((len(batch), length), np.uint32)
+            coefficients = np.zeros((len(batch), targets, length), np.float32)
+            flat = np.zeros((len(batch), length, group.dim * group.width), np.float32)
             for i, side in enumerate(batch):
-                flat[i, : len(used[side])] = embedded[side]
-        rows = np.matmul(coefficients, flat).reshape(len(batch), -1, batch[0].dim)
-        marks = checksum.sketch(rows, coefficients)
+                own, size = used[side][first : first + length], size_of(setting, side)
+                ids[i, : len(own)] = own
+                place = np.full(size, -1)
+                place[own] = np.arange(len(own))
+                target, atom = np.divmod(sent[side].positions, size)
+                here = place[atom] >= 0
+                coefficients[i, target[here], place[atom[here]]] = sent[side].values[here]
+                if embedded is not None:
+                    flat[i, : len(own)] = embedded[side][first : first + length]
+            if embedded is None:
+                unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
+                atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
+                flat = np.asarray(atoms).reshape(flat.shape)
+            rows = rows + np.matmul(coefficients, flat)
+            energy = energy + checksum.energy(coefficients)
+        rows = rows.reshape(len(batch), -1, batch[0].dim)
+        marks = checksum.sketch(rows, energy)
         for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
             numbers[side] = marks[i, : side.rank].ravel()
@@ -187,7 +206,7 @@ def atoms_in_use(
     """Atoms (a, width * d) float32 that carry a coefficient, of every side."""
     found = {}
     for side in sides:
-        ids = np.unique(sent[side].positions % size_of(setting, side)).astype(np.uint32)[None]
+        ids = atoms_of(sent[side].positions, size_of(setting, side)).astype(np.uint32)[None]
         group = as_group(setting.atoms, [side])
         unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch([side]))
         atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
