@@ -141,8 +141,9 @@ def weighed(own: Components, energies: np.ndarray, relative: int) -> Components:
     first = np.flatnonzero(own.targets == 0)
     lead = np.zeros(int(layers.max(initial=-1)) + 1)
     lead[layers[first]] = energies[first].prod(axis=1)
-    scale = lead[layers] / max(float(lead.max(initial=0)), 1e-300)
-    weights = np.where(scale > 0, np.maximum(scale, 1e-12) ** (-relative / 255), 1.0)
+    # Nothing here may depend on layers that the file leaves out.
+    own_lead = lead[layers]
+    weights = np.where(own_lead > 0, np.maximum(own_lead, 1e-300) ** (-relative / 255), 1.0)
     return own._replace(energies=energies, weights=weights)
 
 
@@ -325,16 +326,6 @@ def length(energies: int, bits: float) -> int:
     """Bytes of a payload with `energies` bytes of energies and cells of `bits` by their chances:
     what the coder needs to a few bytes."""
     return HEAD.size + energies + (4 * (math.ceil(bits / 32) + 1) if energies else 0)
-
-
-def decoded(own: Components, tables: list, chosen: np.ndarray) -> list[list[np.ndarray]]:
-    """The coefficients of every component's two sides as a receiver reads them, float32."""
-    deviations, found = _deviations(own), [[np.zeros(n, np.float32) for n in s] for s in own.sizes]
-    for row, side in np.argwhere(chosen > 0):
-        index = int(chosen[row, side])
-        symbols = cells(tables[row][side], index, deviations[row, side])
-        found[row][side] = (_level(index)[1][symbols] * deviations[row, side]).astype(np.float32)
-    return found
 
 
 def unpack(
