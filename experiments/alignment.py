@@ -1,16 +1,14 @@
 """How much of a trained adapter lies in the leading singular subspace of its base: the paper's
 premise, measured.
 
-    python -m experiments.alignment experiment=smollm2_sentiment [seed=0]
+    python -m experiments.alignment experiment=smollm2_sentiment [seed=0] [+out=FILE.csv]
 
 Trains the adapter of the experiment, or takes it from the cache, and writes ``alignment.csv`` to
-the run's folder: for every adapted layer and side the share of energy in the leading N singular
-vectors, beside the share in a seeded random subspace of N dimensions and N / dimension.
-``paper_figures.alignment`` draws it.
+the run's folder, or its rows into FILE.csv: for every adapted layer and side the share of energy
+in the leading N singular vectors, beside the share in a seeded random subspace of N dimensions and
+N / dimension. ``paper_figures.alignment`` draws it.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from experiments import csv_file
 from experiments.compare import shrink
 from experiments.finetune import finetune, prepare
 from experiments.program import main
@@ -30,7 +29,6 @@ from solar.codec.alignment import alignment
 from solar.codec.factors import canonical
 from solar.compilation import cache_compilations
 from solar.evaluate import Weights
-from solar.files import write_whole
 
 SIZES = (16, 64)
 
@@ -60,13 +58,10 @@ def measure(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @main("compare")
 def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    out = plain.pop("out", None)
     rows = list(measure(shrink(plain) if plain["tiny"] else plain))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, "seed"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path = Path(HydraConfig.get().runtime.output_dir) / "alignment.csv"
-    write_whole(path, text.getvalue().encode())
+    path = Path(out) if out else Path(HydraConfig.get().runtime.output_dir) / "alignment.csv"
+    csv_file.put(path, [*COLUMNS, "seed"], rows, ("base", "seed"))
     Console().print(f"wrote {path}", highlight=False)
 
 

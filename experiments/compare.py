@@ -27,6 +27,7 @@ from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
 from solar import packages, record, track
 from solar.adapters import peft_io
+from solar.api import setting_for
 from solar.codec import baselines, limit
 from solar.codec.container import Encoded
 from solar.codec.encode import encode
@@ -53,6 +54,7 @@ def shrink(config: dict) -> dict:
         model["overrides"] = {k: v for k, v in model["overrides"].items() if k != "image_size"}
     for node, values in TINY.items():
         config[node] |= values
+    config["codec"]["budgets"] = config["codec"]["budgets"][:1]
     for grid in config["codec"]["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
         grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
@@ -91,8 +93,13 @@ def encode_all(
         coded = baselines.encode(factors, weights, "bits", bits=bits, rank=rank, **common)
         label = f"{bits}-bit" + (f", rank {rank}" if rank else "")
         yield "bits", label, {"bits": bits, "rank": rank}, coded
-    points = list(settings(config["codec"], config["seed"]))
     console = Console(stderr=True)
+    compact = setting_for("compact", config["seed"], embed_basis=False)
+    for size in progress(config["codec"]["budgets"], "budgets", console=console):
+        coded = encode(factors, weights, compact, cache=cache, budget_bytes=size, **common)
+        columns = {"basis": compact.recipe.kind, "atoms": compact.atoms, "dtype": compact.dtype}
+        yield "compact", f"compact, {size:,} bytes", columns, coded
+    points = list(settings(config["codec"], config["seed"]))
     for label, columns, setting in progress(points, "compress", console=console):
         coded = encode(factors, weights, setting, cache=cache, **common)
         yield "solar", label, columns, coded
@@ -124,44 +131,19 @@ def compare(config: dict, folder: Path) -> dict[str, Any]:
 
 
 def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dict[str, Any]:
-    """Everything between the config and the record."""
+    """Trains, writes the packets, scores them: the record of a comparison, as SPEC section 6 lists
+    it."""
     setup = prepare(config)
     clock["base and task"] = time.monotonic()
     home = finetune(config, setup, lambda step, values: track.log(tracker, values, step))
     clock["training"] = time.monotonic()
-
     adapter = peft_io.read(home, setup.base)
     factors = canonical(adapter.pairs)
-    adapter_bytes = (home / "adapter_model.safetensors").stat().st_size
-    packets = folder / "packets"
-    rows: list[dict[str, Any]] = [
-        {
-            "codec": "float32",
-            "label": "LoRA, float32",
-            "bytes": adapter_bytes,
-            "relative_error": 0.0,
-        }
-    ]
-    files = [home]
-    for codec, label, columns, coded in encode_all(config, factors, adapter.heads, setup):
-        name = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
-        path = packets / f"{name}.solar"
-        if not path.is_file() or path.read_bytes() != coded.data:
-            write_whole(path, coded.data)
-        report = coded.report
-        sizes = {"payload": None, "header": None, "heads": None} | report["bytes"]
-        sizes["bytes"] = sizes.pop("total")
-        if sizes["bytes"] != path.stat().st_size:
-            raise RuntimeError(
-                f"{path} has {path.stat().st_size} bytes, the report says {sizes['bytes']}"
-            )
-        worst = {k: report.get(k) for k in ("relative_error", "bound", "slack")}
-        if codec == "none":  # coded without loss, but what it codes is no update at all
-            worst = {"relative_error": 1.0}
-        rows.append({"codec": codec, "label": label, **columns, **sizes, **worst})
-        files.append(path)
+    rows, files = write_packets(config, folder / "packets", factors, adapter.heads, setup)
+    rows.insert(0, {"codec": "float32", "label": "LoRA, float32", "relative_error": 0.0,
+                    "bytes": (home / "adapter_model.safetensors").stat().st_size})  # fmt: skip
+    files.insert(0, home)
     clock["compression"] = time.monotonic()
-
     job = {
         "base": {"spec": setup.spec, "overrides": setup.overrides},
         "task": config["task"],
@@ -171,27 +153,10 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
     }
     scores = score_files(job, files, folder)
     clock["evaluation"] = time.monotonic()
-    return finished(config, folder, setup, home, rows, files, scores, factors, clock)
-
-
-def finished(config, folder, setup, home, rows, files, scores, factors, clock) -> dict[str, Any]:
-    """The record of a measured comparison, as SPEC section 6 lists it."""
-    by_label = {row["label"]: score for row, score in zip(rows, scores, strict=True)}
-    base, full = by_label["base"], by_label["LoRA, float32"]
-    gain = full["score"] - base["score"]
-    for row, file, score in zip(rows, files, scores, strict=True):
-        row |= {
-            "method": config["adapter"]["method"],
-            "seed": config["seed"],
-            "packet": os.path.relpath(file, folder),
-            "score": score["score"],
-            "loss": score["loss"],
-            "score_base": base["score"],
-            "score_adapter": full["score"],
-            "retained": (score["score"] - base["score"]) / gain if gain else None,
-        }
-    names = list(clock)
-    wall = {b: clock[b] - clock[a] for a, b in itertools.pairwise(names)}
+    for row, file in zip(rows, files, strict=True):
+        row |= {"method": config["adapter"]["method"], "seed": config["seed"],
+                "packet": os.path.relpath(file, folder)}  # fmt: skip
+    base, full = add_scores(rows, scores)
     return {
         "rows": rows,
         "config": config,
@@ -207,9 +172,49 @@ def finished(config, folder, setup, home, rows, files, scores, factors, clock) -
         "limit": [list(point) for point in limit.rate_distortion(factors)],
         "model": asdict(setup.base.config),
         "tiny": config["tiny"],
-        "wall_s": wall,
+        "wall_s": {b: clock[b] - clock[a] for a, b in itertools.pairwise(clock)},
         "status": "complete",
     }
+
+
+def write_packets(
+    config: Mapping[str, Any], folder: Path, factors: dict[str, Factors], heads: dict, setup: Setup
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """A row and a file for every packet of the comparison; files that are there already stay."""
+    rows, files = [], []
+    for codec, label, columns, coded in encode_all(config, factors, heads, setup):
+        name = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
+        path = folder / f"{name}.solar"
+        if not path.is_file() or path.read_bytes() != coded.data:
+            write_whole(path, coded.data)
+        sizes = dict(coded.report["bytes"])
+        sizes["bytes"] = sizes.pop("total")
+        if sizes["bytes"] != path.stat().st_size:
+            raise RuntimeError(
+                f"{path} has {path.stat().st_size} bytes, the report says {sizes['bytes']}"
+            )
+        worst = {k: coded.report.get(k) for k in ("relative_error", "bound", "slack")}
+        if codec == "none":  # coded without loss, but what it codes is no update at all
+            worst = {"relative_error": 1.0}
+        rows.append({"codec": codec, "label": label, **columns, **sizes, **worst})
+        files.append(path)
+    return rows, files
+
+
+def add_scores(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> tuple[dict, dict]:
+    """Adds score, loss and what is retained to every row; returns the base's and the adapter's."""
+    by_label = {row["label"]: score for row, score in zip(rows, scores, strict=True)}
+    base, full = by_label["base"], by_label["LoRA, float32"]
+    gain = full["score"] - base["score"]
+    for row, score in zip(rows, scores, strict=True):
+        row |= {
+            "score": score["score"],
+            "loss": score["loss"],
+            "score_base": base["score"],
+            "score_adapter": full["score"],
+            "retained": (score["score"] - base["score"]) / gain if gain else None,
+        }
+    return base, full
 
 
 def claim(folder: Path, own: str) -> None:

@@ -56,7 +56,8 @@ def show(rows: Iterable[Mapping[str, Any]], console: Console | None = None) -> N
         for name in _COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
         for before, point in zip([points[0], *points], points, strict=False):
-            if (before.get("codec") == "solar") != (point.get("codec") == "solar"):
+            codec = point.get("codec")
+            if before.get("codec") != codec and codec in ("compact", "solar"):
                 table.add_section()
             cells = {name: cell(point) for name, cell in _COLUMNS.items()}
             cells |= {name: cells[name].split(" ±")[0] for name in _MEAN_ONLY}

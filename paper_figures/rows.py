@@ -128,6 +128,7 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
             if kept:
                 last.append(f"top $K$ of {point['N']}" if several_sizes else "top $K$")
             found.setdefault(", ".join([*parts, *last]), []).append(point)
+    found["compact"] = [p for p in points if p.get("codec") == "compact"]
     for codec, name in _NAMES.items():
         found[name] = [p for p in points if p.get("codec") == codec]
     for truncated in (False, True):
@@ -137,7 +138,7 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
         name = " ".join([", ".join(map(str, widths)), "bit" if widths == [1] else "bits"]).strip()
         found[f"{name}, lower rank" if truncated else name] = chosen
     for point in points:
-        if point.get("codec") not in ("solar", "bits", *_NAMES):
+        if point.get("codec") not in ("solar", "compact", "bits", *_NAMES):
             found.setdefault(str(point.get("codec")), []).append(point)
     return {name: sorted(line, key=lambda p: p["bytes"]) for name, line in found.items() if line}
 

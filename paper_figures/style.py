@@ -6,6 +6,7 @@ width at which they are printed, so no text shrinks on the page.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,8 +21,8 @@ COLUMN = 3.4  # inches: the width of one column of a two-column page
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
 
-# What SOLAR's lines take in turn, one per perturbation or basis. The first marker is filled and the
-# others are open and grow, so that points on the same spot show as nested shapes.
+# What lines of the paper's form take in turn, one per perturbation or basis. The first marker is
+# filled and the others are open and grow, so that points on the same spot show as nested shapes.
 _OPEN = {"markerfacecolor": "none", "markeredgewidth": 1.0}
 SOLAR = (
     {"color": BLUE, "marker": "o", "linestyle": "-", "markersize": 3.5},
@@ -33,6 +34,7 @@ SOLAR = (
 )
 
 BASELINES = {
+    "compact": {"color": SKY, "marker": "d", "linestyle": "-", "markersize": 5.5},
     "float32": {"color": BLACK, "marker": "*", "linestyle": "none", "markersize": 8},
     "float16": {"color": BLACK, "marker": "P", "linestyle": "none", "markersize": 6},
     "truncate": {"color": ORANGE, "marker": "v", "linestyle": "-", "markersize": 7.5, **_OPEN},
@@ -72,6 +74,20 @@ def figure(rows: int, columns: int, width: float, height: float, **options):
     """A figure of `rows` x `columns` panels, sizes in inches, and its axes as a 2-D array."""
     plt.rcParams.update(_SETTINGS)
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+
+
+def stacked(columns: Sequence[int], heights: Sequence[float], width: float):
+    """A figure of rows with different numbers of panels, sizes in inches: the figure, its parts
+    (one a row, each may have a title and a legend) and the axes of every row; a row shares its y
+    axis where it has more than two panels."""
+    plt.rcParams.update(_SETTINGS)
+    whole = plt.figure(figsize=(width, sum(heights)))
+    parts = whole.subfigures(len(columns), 1, height_ratios=heights, squeeze=False)[:, 0]
+    rows = [
+        part.subplots(1, count, sharey=count > 2, squeeze=False)[0]
+        for part, count in zip(parts, columns, strict=True)
+    ]
+    return whole, parts, rows
 
 
 def save(drawn: Figure, folder: str | os.PathLike, name: str) -> list[Path]:

@@ -17,6 +17,7 @@ from solar.files import replace_whole
 PRESETS = ("paper", "compact")
 DEFAULT_SHARE = 64  # without a budget the update may have this fraction of the adapter's file
 PAPER_EPS = 0.1
+RELATIVE = 1.0  # on real adapters what keeps more of the gain; docs/lab-notes.md has the figures
 EMPTY = 256  # bytes that a file without any update may need
 
 
@@ -31,7 +32,9 @@ def setting_for(preset: str | None, seed: int, embed_basis: bool) -> Setting:
         raise SolarError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
     if preset == "paper":
         return Setting(Recipe("singular", 64, PAPER_EPS, seed=seed), embed=embed_basis)
-    return Setting(Recipe("orthogonal", MAX_SIZE, seed=seed), keep=BUDGET, dtype=ENTROPY)
+    return Setting(
+        Recipe("orthogonal", MAX_SIZE, seed=seed), keep=BUDGET, dtype=ENTROPY, relative=RELATIVE
+    )
 
 
 def compress(

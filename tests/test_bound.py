@@ -123,6 +123,15 @@ def test_spectral_upper_bounds_closely():
     assert np.median(found / np.maximum(truth, 1e-30)) < 1.05
 
 
+@pytest.mark.parametrize("count", [16, 96, 192])
+def test_spectral_upper_of_noise_is_never_far_off(count):
+    """Eigenvalues crowd at the edge here; a bound twice too large would call the tail vacuous."""
+    matrices = np.random.default_rng(8).normal(size=(30, count, 192)).astype(np.float32)
+    truth = np.linalg.norm(matrices.astype(np.float64), 2, axis=(1, 2))
+    found = np.asarray(noise.spectral_upper(matrices), np.float64) / truth
+    assert (1 < found).all() and found.max() < 1.03
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-4, 0.05, 0.3])
 def test_tail_bound_holds(eps):
     rng = np.random.default_rng(5)

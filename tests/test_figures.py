@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import collect, plot, table
-from paper_figures import accuracy_vs_bytes, alignment, rows
+from paper_figures import accuracy_vs_bytes, alignment, bound_vs_error, rows
 from solar.errors import SolarError
 from solar.record import write
 
@@ -248,7 +248,45 @@ def test_alignment_draws_from_csv_without_solar(tmp_path):
     _assert_drawn([Path(line) for line in done.stdout.split()])
 
 
-@pytest.mark.parametrize("program", [accuracy_vs_bytes, alignment])
+def test_the_committed_bounds_hold_and_are_drawn_without_solar(tmp_path):
+    path = ROOT / "paper_figures" / "data" / "bound_check.csv"
+    found = rows.read(path)
+    proved = [r for r in found if r["which"] != "expected"]
+    assert {r["which"] for r in proved} == {"certificate", "tail", "tail on dW", "outputs"}
+    assert {r["N"] for r in proved} == {16, 48, 96, 192, None}
+    for row in proved:
+        assert row["vacuous"] == (row["bound"] is None)
+        assert row["vacuous"] or row["measured"] <= row["bound"] + 1e-5, row
+    assert path.stat().st_size < 100_000
+    program = (
+        "import sys; from paper_figures import bound_vs_error\n"
+        "bound_vs_error.main(['--out', sys.argv[1]])\n"
+        "sys.exit('solar' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "out"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    _assert_drawn([Path(line) for line in done.stdout.split()])
+
+
+def test_vacuous_bounds_are_drawn_apart(tmp_path):
+    """The same rows with every tail vacuous: another picture, and no number is needed for it."""
+    found = rows.read(ROOT / "paper_figures" / "data" / "bound_check.csv")
+    before = bound_vs_error.draw(found, tmp_path / "before")[0].read_bytes()
+    for row in found:
+        if row["which"].startswith("tail"):
+            row |= {"bound": None, "slack": None, "vacuous": True}
+    paths = bound_vs_error.draw(found, tmp_path / "after")
+    _assert_drawn(paths)
+    assert paths[0].read_bytes() != before
+    with pytest.raises(ValueError, match="bound rows lack slack, vacuous"):
+        bound_vs_error.draw([dict.fromkeys(bound_vs_error.COLUMNS[:-2], 1)], tmp_path)
+    with pytest.raises(ValueError, match="one trained adapter"):
+        bound_vs_error.draw([r for r in found if r["which"] != "outputs"], tmp_path)
+
+
+@pytest.mark.parametrize("program", [accuracy_vs_bytes, alignment, bound_vs_error])
 def test_a_figure_without_its_csv_is_a_mistake(program, tmp_path, capsys):
     (tmp_path / "empty.csv").write_text("base,layer\n")
     for name in ("missing.csv", "empty.csv"):

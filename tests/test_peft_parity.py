@@ -12,6 +12,7 @@ peft = pytest.importorskip("peft")
 
 from golden import cases  # noqa: E402
 from golden.bases import base_of, logits  # noqa: E402
+from test_models_parity import torch_logits  # noqa: E402
 
 from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from solar.adapters import directory, peft_io, targets  # noqa: E402
@@ -65,18 +66,6 @@ def random_adapter(base: Base, config: LoraConfig) -> Adapter:
     return Adapter(
         pairs, cases.factors({n: shape.leaves[n].shape for n in head_names(base, config)})
     )
-
-
-def torch_logits(base: Base, model) -> np.ndarray:
-    with torch.no_grad():
-        if base.family == "vit":
-            return model(pixel_values=torch.from_numpy(cases.pixels(32))).logits.numpy()
-        tokens, mask = cases.tokens()
-        ids, real = (
-            torch.from_numpy(tokens.astype(np.int64)),
-            torch.from_numpy(mask.astype(np.int64)),
-        )
-        return model(input_ids=ids, attention_mask=real).logits.numpy() * mask[..., None]
 
 
 def load_in_peft(base: Base, folder):

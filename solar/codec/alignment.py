@@ -51,7 +51,7 @@ def alignment(
     sides = coded_sides(known.shapes, [f.left.shape[1] for f in ordered])
     frames = Frames(base, known, sides, Recipe("singular", sizes[-1]), cache)
     records: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for batch in batches("vector", sides, sizes[-1]):
+    for batch in batches("vector", sides, lambda _: sizes[-1]):
         own = frames.for_batch(batch)
         ranks = [len(frame.values) for frame in own]
         count = min(sizes[-1], max(ranks))

@@ -45,9 +45,6 @@ class Sides(NamedTuple):
     width: int
 
 
-# ---------------------------------------------------------------- singular vectors, host, float64
-
-
 # ------------------------------------------------------------------------------------------ atoms
 
 
@@ -138,6 +135,38 @@ def sources(
     signs = np.where(threefry.words(keys, group.dim) >> 31, np.float32(-1), np.float32(1))
     signs = np.take_along_axis(signs, place.reshape(ids.shape)[:, :, None], axis=1)
     return _cosines(group.dim)[index] * signs[:, :, None]
+
+
+def implicit(recipe: Recipe, group: Sides, count: int) -> bool:
+    """Whether products with the leading `count` atoms need no atoms: `analysed`, `composed`."""
+    return recipe.kind == "orthogonal" and group.width == 1 and count <= group.dim
+
+
+def _turned(recipe: Recipe, group: Sides) -> tuple[np.ndarray, np.ndarray]:
+    """Signs (b, 1, d) and order (b, 1, d) of the first lap of `orthogonal` columns."""
+    orders = _orders(recipe.seed, group, np.full(len(group.layers), group.dim))
+    words = threefry.words(_keys(recipe, group, SIGNS, np.zeros((1, 1), np.uint32)), group.dim)
+    return np.where(words >> 31, -1.0, 1.0), np.stack(orders)[:, None]
+
+
+def analysed(recipe: Recipe, group: Sides, rows: np.ndarray, count: int) -> np.ndarray:
+    """Inner products (b, t, count) float32 of rows (b, t, d) with the leading atoms, where these
+    are `implicit`: by the fast cosine transform, in float64."""
+    from scipy.fft import dct
+
+    signs, order = _turned(recipe, group)
+    found = dct(rows * signs, type=2, norm="ortho")
+    return np.take_along_axis(found, order[:, :, :count], axis=2).astype(np.float32)
+
+
+def composed(recipe: Recipe, group: Sides, table: np.ndarray) -> np.ndarray:
+    """Sums (b, t, d) float32 of the leading atoms times table (b, t, count), likewise."""
+    from scipy.fft import idct
+
+    signs, order = _turned(recipe, group)
+    placed = np.zeros((*table.shape[:2], group.dim))
+    np.put_along_axis(placed, order[:, :, : table.shape[2]], table, axis=2)
+    return (idct(placed, type=2, norm="ortho") * signs).astype(np.float32)
 
 
 def atoms(recipe: Recipe, group: Sides, ids: np.ndarray, base: np.ndarray | None):

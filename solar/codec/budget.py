@@ -2,12 +2,12 @@
 
 A component of singular value s has a left and a right vector of energy s each. If the coefficients
 kept of a side capture the energy c, what reaches dW of that component is the product c_l c_r, and
-the squared error falls by it (exactly so for orthonormal atoms and least-squares steps). Every side
-of every component is cut at a few counts k; each cut has the bits that its support and its numbers
-cost. At one price per bit all components choose, independently, the pair of cuts that is worth most
-after its price. That is reverse water-filling over layers, sides and components with real costs;
-the price is lowered until the file is full. What is left of the budget goes to single coefficients,
-in order of what they add.
+the squared error falls by it (exactly so for one component in orthonormal atoms, nearly so for
+several). Every side of every component is cut at a few counts k; each cut has the bits that its
+support and its numbers cost. At one price per bit all components choose, independently, the pair
+of cuts that is worth most after its price. That is reverse water-filling over layers, sides and
+components with real costs; the price is lowered until the file is full. What is left of the budget
+goes to single coefficients, in order of what they add.
 """
 
 from collections.abc import Mapping

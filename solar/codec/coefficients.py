@@ -7,7 +7,7 @@ run the same `rebuild`.
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,7 @@ from solar.codec.container import Base, Watch, unwatched
 from solar.codec.recipe import BUDGET, Recipe, Setting
 from solar.codec.singular import Frame
 
-CHUNK_BYTES = 2**25  # of atoms in a batch of sides, or of what they add up to
-PIECE_BYTES = 2**23  # of atoms alive at once; drawing them takes ten times this
+CHUNK_BYTES = 2**23  # atoms built at once; a side that has more is alone
 BUCKET = 32  # counts of atoms in use are rounded up to this, so few shapes are compiled
 
 
@@ -71,19 +70,25 @@ def kept_of(setting: Setting, side: Side) -> int:
     return targets_of(setting, side) * (setting.keep or setting.recipe.size)
 
 
-def batches(atoms: str, sides: list[Side], size: int) -> list[list[Side]]:
-    """Sides of equal shape, in batches whose atoms (`size` each) and factors fit in CHUNK_BYTES; a
-    side that does not is a batch alone."""
+def batches(
+    atoms: str, sides: list[Side], size: Callable[[Side], int], limit: int = CHUNK_BYTES
+) -> list[list[Side]]:
+    """Sides of equal shape, in batches whose atoms, `size` of each side, fit in `limit` bytes.
+
+    The batches of a shape are of one length where that is possible with up to twice as many, so
+    that one program serves them all.
+    """
     groups: dict[tuple[int, int, int], list[Side]] = {}
     for side in sides:
         width = 1 if atoms == "vector" else side.rank
         groups.setdefault((side.dim, width, side.vectors), []).append(side)
     result = []
     for (dim, width, _), members in groups.items():
-        most = max(size, *(side.rank for side in members)) if width == 1 else size
-        pieces = math.ceil(len(members) * most * dim * width * 4 / CHUNK_BYTES)
-        step = math.ceil(len(members) / max(1, pieces))
-        result += [members[i : i + step] for i in range(0, len(members), step)]
+        count = len(members)
+        least = min(count, max(1, math.ceil(count * size(members[0]) * dim * width * 4 / limit)))
+        pieces = next((p for p in range(least, 2 * least) if count % p == 0), least)
+        step = math.ceil(count / pieces)
+        result += [members[i : i + step] for i in range(0, count, step)]
     return result
 
 
@@ -144,6 +149,57 @@ def atoms_of(positions: np.ndarray, size: int) -> np.ndarray:
     return np.flatnonzero(carries)
 
 
+def _table(
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients], atoms: list[np.ndarray],
+    width: int,
+) -> np.ndarray:  # fmt: skip
+    """Coefficients (b, t, width) float32 of a batch that belong to the given rising atoms of each
+    side, in their order."""
+    targets = max(targets_of(setting, side) for side in batch)
+    table = np.zeros((len(batch), targets, width), np.float32)
+    for i, (side, own) in enumerate(zip(batch, atoms, strict=True)):
+        size = size_of(setting, side)
+        place = np.full(size, -1)
+        place[own] = np.arange(len(own))
+        target, atom = np.divmod(sent[side].positions, size)
+        here = place[atom] >= 0
+        table[i, target[here], place[atom[here]]] = sent[side].values[here]
+    return table
+
+
+def _summed(
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients],
+    used: Mapping[Side, np.ndarray], count: int, frames: Frames,
+    embedded: Mapping[Side, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Rows (b, t, d) that the coefficients add up to, and their energies (b,). Only atoms that
+    carry one are built, after them any others times zero up to `count`; a side that has too many
+    for once, in pieces."""
+    group = as_group(setting.atoms, batch)
+    targets = max(targets_of(setting, side) for side in batch)
+    length = group.dim * group.width
+    room = max(1, 2 * CHUNK_BYTES // (4 * len(batch) * (length + targets)))
+    step = math.ceil(count / math.ceil(count / room))
+    rows, energy = np.zeros(1, np.float32), np.zeros(1)
+    for first in range(0, count, step):
+        own = [used[side][first : first + step] for side in batch]
+        if embedded is not None:
+            flat = np.zeros((len(batch), step, length), np.float32)
+            for i, side in enumerate(batch):
+                flat[i, : len(own[i])] = embedded[side][first : first + step]
+        else:
+            ids = np.zeros((len(batch), step), np.uint32)
+            for i, which in enumerate(own):
+                ids[i, : len(which)] = which
+            unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
+            atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
+            flat = np.asarray(atoms).reshape(len(batch), step, -1)
+        table = _table(setting, batch, sent, own, step)
+        rows = rows + np.matmul(table, flat)
+        energy = energy + checksum.energy(table)
+    return rows.reshape(len(batch), -1, batch[0].dim), energy
+
+
 def rebuild(
     setting: Setting,
     sides: list[Side],
@@ -155,43 +211,28 @@ def rebuild(
 
     embedded: the atoms in use (a, width * d) of every side, where the file brings them itself.
     """
-    used = {s: atoms_of(sent[s].positions, size_of(setting, s)) for s in sides}
+    used = {}
+    for side in sides:
+        own = sent[side].positions
+        # A file brings atoms for all that it says a number of; none is built for a zero.
+        own = own[sent[side].values != 0] if embedded is None else own
+        used[side] = atoms_of(own, size_of(setting, side))
     decoded: dict[Side, np.ndarray] = {}
     numbers: dict[Side, np.ndarray] = {}
     most = max((len(which) for which in used.values()), default=0)
     most = max(1, math.ceil(most / BUCKET)) * BUCKET
-    for batch in batches(setting.atoms, sides, most):
-        count, own = most, max(len(used[side]) for side in batch)
-        while count > max(2 * own, BUCKET):  # halves, so that there are still few shapes
-            count = math.ceil(count / 2 / BUCKET) * BUCKET
-        group = as_group(setting.atoms, batch)
-        targets = max(targets_of(setting, side) for side in batch)
-        room = PIECE_BYTES // (4 * len(batch) * (group.dim * group.width + targets))
-        pieces = math.ceil(count / max(1, room))
-        length = math.ceil(count / pieces)
-        rows, energy = np.float32(0), np.float64(0)
-        for first in range(0, count, length):
-            # Only atoms that carry a coefficient are built; unused places repeat atom 0 times zero.
-            ids = np.zeros((len(batch), length), np.uint32)
-            coefficients = np.zeros((len(batch), targets, length), np.float32)
-            flat = np.zeros((len(batch), length, group.dim * group.width), np.float32)
-            for i, side in enumerate(batch):
-                own, size = used[side][first : first + length], size_of(setting, side)
-                ids[i, : len(own)] = own
-                place = np.full(size, -1)
-                place[own] = np.arange(len(own))
-                target, atom = np.divmod(sent[side].positions, size)
-                here = place[atom] >= 0
-                coefficients[i, target[here], place[atom[here]]] = sent[side].values[here]
-                if embedded is not None:
-                    flat[i, : len(own)] = embedded[side][first : first + length]
-            if embedded is None:
-                unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
-                atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
-                flat = np.asarray(atoms).reshape(flat.shape)
-            rows = rows + np.matmul(coefficients, flat)
-            energy = energy + checksum.energy(coefficients)
-        rows = rows.reshape(len(batch), -1, batch[0].dim)
+    # What atoms add up to takes memory too.
+    room = max(most, *(targets_of(setting, side) for side in sides)) if sides else most
+    for batch in batches(setting.atoms, sides, lambda _: room):
+        group, size = as_group(setting.atoms, batch), size_of(setting, batch[0])
+        if embedded is None and basis.implicit(setting.recipe, group, size):
+            table = _table(setting, batch, sent, [np.arange(size)] * len(batch), size)
+            rows, energy = basis.composed(setting.recipe, group, table), checksum.energy(table)
+        else:
+            count, own = most, max(len(used[side]) for side in batch)
+            while count > max(2 * own, BUCKET):  # halves, so that there are still few shapes
+                count = math.ceil(count / 2 / BUCKET) * BUCKET
+            rows, energy = _summed(setting, batch, sent, used, count, frames, embedded)
         marks = checksum.sketch(rows, energy)
         for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
@@ -206,7 +247,7 @@ def atoms_in_use(
     """Atoms (a, width * d) float32 that carry a coefficient, of every side."""
     found = {}
     for side in sides:
-        ids = atoms_of(sent[side].positions, size_of(setting, side)).astype(np.uint32)[None]
+        ids = np.unique(sent[side].positions % size_of(setting, side)).astype(np.uint32)[None]
         group = as_group(setting.atoms, [side])
         unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch([side]))
         atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)

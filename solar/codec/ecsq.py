@@ -6,7 +6,10 @@ step and every dead zone a point (bits, share of the energy captured); the lower
 points is LEVELS, the levels there are. A component of energies e_l and e_r reaches dW with
 c_l e_l c_r e_r, where c are the shares captured, so at a price per bit the pair of levels that is
 worth most follows from the two energies alone. Both ends compute it: the file needs the price, a
-byte for each energy, and the cells. This is `limit.py`'s water-filling with a real quantiser in
+byte for each energy, and the cells. Layers can weigh their errors by the energy of their own first
+component to the power of -relative: at 0 the error of dW over all layers is what counts, at 1 each
+layer's error relative to its own update, which keeps small updates that the model needs from being
+outbid by large ones. This is `limit.py`'s water-filling with a real quantiser in
 the place of Shannon's curve.
 
 `boost` fits the last bytes of a budget: that many sides, in order of falling energy and starting
@@ -15,6 +18,7 @@ coarser, from the other end, but none is dropped.
 
     price       4 bytes, float32: squared error per bit
     boost       2 bytes, signed
+    relative    1 byte, in 255ths
     energies    a byte per component, on the scale of quantize.py; two where the sides capture
                 different energies because their atoms do not span the whole space
     cells       one entropy-coded stream (range coder of `constriction`)
@@ -33,7 +37,7 @@ from solar.codec.coefficients import Coefficients, Side, size_of
 from solar.codec.container import PacketError
 from solar.codec.recipe import Setting
 
-HEAD = struct.Struct("<fh")
+HEAD = struct.Struct("<fhB")
 RATIOS = np.geomspace(0.12, 400, 150)  # standard deviation over step
 DEADS = (
     0.5,
@@ -100,13 +104,22 @@ def _slope(a: tuple, b: tuple) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
+@lru_cache(maxsize=1)
+def _slopes() -> np.ndarray:
+    """Share gained per bit from each level to the next, falling."""
+    table = levels()
+    return np.minimum.accumulate(np.diff(table.share) / np.diff(table.bits))
+
+
 class Components(NamedTuple):
-    """Components in file order: their sides, target in them, sizes (c, 2) and energies (c, 2)."""
+    """Components in file order: their sides, target in them, sizes (c, 2) and energies (c, 2), and
+    weights (c,) of their squared errors."""
 
     pairs: list[tuple[Side, Side]]
     targets: np.ndarray
     sizes: np.ndarray
     energies: np.ndarray
+    weights: np.ndarray
 
 
 def components(setting: Setting, sides: list[Side]) -> Components:
@@ -117,7 +130,26 @@ def components(setting: Setting, sides: list[Side]) -> Components:
         targets += range(left.rank)
     sizes = [[size_of(setting, side) for side in pair] for pair in pairs]
     sizes = np.array(sizes, np.int64).reshape(-1, 2)
-    return Components(pairs, np.array(targets, np.int64), sizes, np.zeros(sizes.shape))
+    return Components(
+        pairs, np.array(targets, np.int64), sizes, np.zeros(sizes.shape), np.ones(len(sizes))
+    )
+
+
+def weighed(own: Components, energies: np.ndarray, relative: int) -> Components:
+    """`own` with energies (c, 2) and the weights that `relative`, in 255ths, gives its layers."""
+    layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
+    first = np.flatnonzero(own.targets == 0)
+    lead = np.zeros(int(layers.max(initial=-1)) + 1)
+    lead[layers[first]] = energies[first].prod(axis=1)
+    # Nothing here may depend on layers that the file leaves out.
+    own_lead = lead[layers]
+    weights = np.where(own_lead > 0, np.maximum(own_lead, 1e-300) ** (-relative / 255), 1.0)
+    return own._replace(energies=energies, weights=weights)
+
+
+def worths(own: Components) -> np.ndarray:
+    """(c,) what a whole component is worth: its weighed squared norm in dW."""
+    return own.energies.prod(axis=1) * own.weights
 
 
 def whole(own: Components) -> np.ndarray:
@@ -129,21 +161,22 @@ def whole(own: Components) -> np.ndarray:
 def choose(own: Components, price: float, boost: int) -> np.ndarray:
     """Levels (c, 2) of every component at a price; both 0 where it is not worth sending."""
     table = levels()
-    chosen = np.zeros(own.sizes.shape, np.int64)
-    pair_share = table.share[:, None] * table.share[None, :]
-    step = max(1, 2**21 // pair_share.size)
-    for first in range(0, len(own.sizes), step):
-        sizes, energies = own.sizes[first : first + step], own.energies[first : first + step]
-        gain = energies.prod(axis=1)[:, None, None] * pair_share
-        bits = sizes[:, 0, None, None] * table.bits[:, None] + sizes[:, 1, None, None] * table.bits
+    bits, share, worth = table.bits[1:], table.share[1:], worths(own)[:, None]
+    left, right = own.sizes[:, :1], own.sizes[:, 1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Beside any level of the left side the right one climbs while a step gains its price.
+        least = price * right / (worth * share)
+        other = np.searchsorted(-_slopes(), -least)
         # One more byte for the energy of what is sent.
-        bits += 8.0 * ((np.arange(len(table.bits))[:, None] + np.arange(len(table.bits))) > 0)
-        best = np.argmax((gain - price * bits).reshape(len(sizes), -1), axis=1)
-        chosen[first : first + step] = np.stack(np.divmod(best, len(table.bits)), axis=1)
-    chosen[(chosen == 0).any(axis=1)] = 0
+        value = worth * share * table.share[other]
+        value = value - price * (left * bits + right * table.bits[other] + 8.0)
+    best = np.argmax(np.where(other > 0, value, -np.inf), axis=1)[:, None]
+    chosen = np.concatenate([best + 1, np.take_along_axis(other, best, axis=1)], axis=1)
+    sent = (np.take_along_axis(value, best, axis=1) > 0) & (chosen[:, 1:] > 0)
+    chosen = np.where(sent, chosen, 0)
     active = np.flatnonzero(chosen[:, 0] > 0)
     if boost and len(active):
-        order = active[np.argsort(-own.energies[active].prod(axis=1), kind="stable")]
+        order = active[np.argsort(-worths(own)[active], kind="stable")]
         lines = np.stack([np.repeat(order, 2), np.tile([0, 1], len(order))])
         turns, rest = divmod(abs(boost), lines.shape[1])
         sign = 1 if boost > 0 else -1
@@ -189,11 +222,13 @@ def cells(values: np.ndarray, level: int, deviation: float) -> np.ndarray:
 
 
 def pack(
-    own: Components, price: float, boost: int, bytes_: np.ndarray, tables: list[np.ndarray],
+    own: Components, dials: tuple[float, int, int], bytes_: np.ndarray, tables: list[np.ndarray],
     chosen: np.ndarray,
 ) -> bytes:  # fmt: skip
-    """The payload. own: what is sent, energies as bytes_ (c, 2) say them; tables: the coefficients
-    (c, n) of left sides and right sides by component; chosen (c, 2) levels."""
+    """The payload. dials: price, boost and relative; own: what is sent, energies as bytes_ (c, 2)
+    say them; tables: the coefficients (c, n) of left sides and right sides by component; chosen
+    (c, 2) levels.
+    """
     from constriction import stream
 
     coder = stream.queue.RangeEncoder()
@@ -203,19 +238,20 @@ def pack(
         coder.encode(cells(tables[row][side], index, deviations[row, side]), _model(index))
     mask = np.stack([np.ones(len(own.pairs), bool), ~whole(own)], axis=1)
     data = coder.get_compressed().astype("<u4").tobytes() if len(own.pairs) else b""
-    return HEAD.pack(price, boost) + bytes_[mask].astype(np.uint8).tobytes() + data
+    return HEAD.pack(*dials) + bytes_[mask].astype(np.uint8).tobytes() + data
 
 
 def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> tuple[float, int]:
     """The price (a float32) and the boost whose file, length(levels) bytes, is at most `budget`."""
     table = levels()
 
+    each = 8 * (1 + ~whole(own))  # bits of a component's energies
+
     def modelled(price: float) -> float:
         chosen = choose(own, price, 0)
-        sent = 1 + ~whole(own)[:, None].any(axis=1)
-        return float((table.bits[chosen] * own.sizes).sum() + 8 * (sent * chosen[:, 0] > 0).sum())
+        return float((table.bits[chosen] * own.sizes).sum() + each[chosen[:, 0] > 0].sum())
 
-    high = float(np.max(own.energies.prod(axis=1), initial=0)) or 1.0
+    high = float(np.max(worths(own), initial=0)) or 1.0
     low, best, target = high * LOWEST, high, None
     for _ in range(ROUNDS):
         if target is not None:
@@ -246,8 +282,8 @@ def fill(own: Components, length: Callable[[np.ndarray], int], budget: int) -> t
 
 
 def gained(own: Components, chosen: np.ndarray) -> float:
-    """Squared norm of dW that levels (c, 2) are expected to capture."""
-    return float((own.energies.prod(axis=1) * levels().share[chosen].prod(axis=1)).sum())
+    """Weighed squared norm of dW that levels (c, 2) are expected to capture."""
+    return float((worths(own) * levels().share[chosen].prod(axis=1)).sum())
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -272,25 +308,29 @@ def _bisect(cost: Callable[[float], float], low: float, high: float, most: float
     return high
 
 
-def length(own: Components, tables: list, chosen: np.ndarray) -> int:
-    """Bytes of the payload, from the chances of the cells: what the coder needs to a few bytes."""
-    deviations, bits = _deviations(own), 0.0
-    for row, side in np.argwhere(chosen > 0):
-        index = int(chosen[row, side])
-        symbols = cells(tables[row][side], index, deviations[row, side])
-        bits -= float(np.log2(_level(index)[0])[symbols].sum())
-    sent = len(own.pairs) + int((~whole(own)).sum())
-    return HEAD.size + sent + (4 * (math.ceil(bits / 32) + 1) if len(own.pairs) else 0)
+def meter(own: Components, tables: list) -> Callable[[np.ndarray], np.ndarray]:
+    """The bits (c, 2) of the cells at levels (c, 2), from their chances. Each level of each side is
+    counted once, however often it is asked for."""
+    known = np.full((*own.sizes.shape, len(levels().bits)), np.nan)
+    known[:, :, 0] = 0
+    deviations = _deviations(own)
+
+    def bits(chosen: np.ndarray) -> np.ndarray:
+        found = np.take_along_axis(known, chosen[:, :, None], axis=2)[:, :, 0]
+        for row, side in np.argwhere(np.isnan(found)):
+            index = int(chosen[row, side])
+            symbols = cells(tables[row][side], index, deviations[row, side])
+            found[row, side] = -float(np.log2(_level(index)[0])[symbols].sum())
+            known[row, side, index] = found[row, side]
+        return found
+
+    return bits
 
 
-def decoded(own: Components, tables: list, chosen: np.ndarray) -> list[list[np.ndarray]]:
-    """The coefficients of every component's two sides as a receiver reads them, float32."""
-    deviations, found = _deviations(own), [[np.zeros(n, np.float32) for n in s] for s in own.sizes]
-    for row, side in np.argwhere(chosen > 0):
-        index = int(chosen[row, side])
-        symbols = cells(tables[row][side], index, deviations[row, side])
-        found[row][side] = (_level(index)[1][symbols] * deviations[row, side]).astype(np.float32)
-    return found
+def length(energies: int, bits: float) -> int:
+    """Bytes of a payload with `energies` bytes of energies and cells of `bits` by their chances:
+    what the coder needs to a few bytes."""
+    return HEAD.size + energies + (4 * (math.ceil(bits / 32) + 1) if energies else 0)
 
 
 def unpack(
@@ -306,13 +346,13 @@ def unpack(
     head = HEAD.size + int(mask.sum())
     if len(data) < head or (len(data) - head) % 4:
         raise PacketError("packet is altered: its payload is too short for its layer table")
-    price, boost = HEAD.unpack_from(data)
+    price, boost, relative = HEAD.unpack_from(data)
     if not (np.isfinite(price) and price >= 0):
         raise PacketError("packet is altered: its price is no positive number")
     bytes_ = np.zeros(mask.shape, np.uint8)
     bytes_[mask] = np.frombuffer(data[HEAD.size : head], np.uint8)
     bytes_[:, 1] = np.where(mask[:, 1], bytes_[:, 1], bytes_[:, 0])
-    own = own._replace(energies=quantize.scale_steps(bytes_, power))
+    own = weighed(own, quantize.scale_steps(bytes_, power), relative)
     chosen = choose(own, price, boost)
     words = np.frombuffer(data[head:], "<u4").astype(np.uint32)
     # The likeliest cells of all need this much: a level is not read from nothing.

@@ -129,12 +129,16 @@ def uniform(job: Job, setting: Setting, sides: list[Side], budget_bytes: int) ->
     """
     ranks = tuple(f.left.shape[1] for f in job.factors)
     targets = np.array([1 if setting.atoms == "matrix" else s.rank for s in sides], float)
+    entries = [side.dim * (1 if setting.atoms == "vector" else side.rank) for side in sides]
     least = _least(job, budget_bytes)
     fixed = job.overhead(ranks) + len(job.heads) + payload.LENGTH + 2 * supports.WORD.itemsize
     fixed += int(targets.sum()) if setting.dtype in INTEGERS else 0
 
     def length(size, keep):
         bits = sum(supports.bits(keep * t, size * t) for t in targets)
+        if setting.embed:  # at most; targets that share atoms leave some of it over
+            used = (np.minimum(size, keep * t) for t in targets)
+            bits = bits + 16 * sum(u * e for u, e in zip(used, entries, strict=True))
         return fixed + bits / 8 + targets.sum() * keep * budget.WIDTHS[setting.dtype] / 8
 
     keeps = np.arange(1, MAX_KEEP + 1)
@@ -188,45 +192,46 @@ def entropy(
     energies[together] = np.sqrt(energies[together].prod(axis=1))[:, None]
     power = quantize.scale_power(float(np.max(energies, initial=0)))
     bytes_ = quantize.scale_bytes(energies, power)
-    own = own._replace(energies=quantize.scale_steps(bytes_, power))
+    relative = round(255 * setting.relative)
+    own = ecsq.weighed(own, quantize.scale_steps(bytes_, power), relative)
+
+    layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
+    counted, both = ecsq.meter(own, tables), ecsq.whole(own)
 
     def cut(chosen: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
         """Ranks, and the components that are in the file: a layer ends with its last active one."""
         ranks = np.zeros(len(job.factors), np.int64)
-        layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
         np.maximum.at(ranks, layers, np.where((chosen > 0).any(axis=1), own.targets + 1, 0))
         return tuple(ranks.tolist()), own.targets < ranks[layers]
 
     def inside(mask: np.ndarray) -> tuple[ecsq.Components, list]:
         rows = np.flatnonzero(mask)
         part = ecsq.Components(
-            [own.pairs[r] for r in rows], own.targets[rows], own.sizes[rows], own.energies[rows]
+            [own.pairs[r] for r in rows],
+            own.targets[rows],
+            own.sizes[rows],
+            own.energies[rows],
+            own.weights[rows],
         )
         return part, [tables[r] for r in rows]
 
     def length(chosen: np.ndarray) -> int:
         ranks, mask = cut(chosen)
-        part, lines = inside(mask)
-        return job.overhead(ranks) + len(job.heads) + ecsq.length(part, lines, chosen[mask])
+        energies = int((2 - both)[mask].sum())
+        body = ecsq.length(energies, float(counted(chosen)[mask].sum()))
+        return job.overhead(ranks) + len(job.heads) + body
 
     price, boost = ecsq.fill(own, length, budget_bytes)
     while True:
         chosen = ecsq.choose(own, price, boost)
         ranks, mask = cut(chosen)
         part, lines = inside(mask)
-        body = ecsq.pack(part, price, boost, bytes_[mask], lines, chosen[mask])
+        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], lines, chosen[mask])
         if job.overhead(ranks) + len(job.heads) + len(body) <= budget_bytes:
             break
         boost -= 1  # the coder may need a word more than the chances say
-    found = ecsq.decoded(part, lines, chosen[mask])
     kept = coded_sides(job.known.shapes, ranks)
-    values: dict[tuple[int, int], list] = {(s.layer, s.side): [] for s in kept}
-    for pair, line in zip(part.pairs, found, strict=True):
-        for side, numbers in zip(pair, line, strict=True):
-            values[side.layer, side.side].append(numbers)
-    sent = {}
-    for side in kept:
-        numbers = np.concatenate(values[side.layer, side.side])
-        sent[side] = Coefficients(np.arange(len(numbers)), numbers)
+    # The sender reads its own file, so what is measured is what arrives.
+    sent = ecsq.unpack(setting, kept, power, body)
     packed, decoded, marks, measured = receive(job, setting, kept, sent)
     return Coded(ranks, kept, body + packed, power, decoded, marks, measured, []), tails

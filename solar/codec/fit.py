@@ -1,6 +1,8 @@
 """Fit: the coefficients of every side before quantisation, in batches of equal shape.
 
 Orthonormal atoms need inner products only; all others the jitted solves of select.py and omp.py.
+Batches are worked on one after another: XLA's programs share one pool of threads, and two that run
+at once can wait for each other for ever.
 """
 
 import math
@@ -29,7 +31,8 @@ from solar.errors import SolarError
 
 
 class _Batch(NamedTuple):
-    """Atoms and targets of sides of equal shape: atoms (b, a, D) and rows (b, t, D) float32."""
+    """Atoms and targets of sides of equal shape: atoms (b, a, D) and rows (b, t, D) float32. Where
+    atoms are None they are implicit (basis.py)."""
 
     sides: list[Side]
     size: int
@@ -42,26 +45,34 @@ class _Batch(NamedTuple):
     ranks: np.ndarray
 
 
-def _walk(
+def _batch(
+    setting: Setting, batch: list[Side], factors: list[Factors], frames: Frames
+) -> _Batch:  # fmt: skip
+    recipe = setting.recipe
+    group, size = as_group(setting.atoms, batch), size_of(setting, batch[0])
+    rows = target_rows(setting.atoms, [factors[s.layer][s.side] for s in batch])
+    if basis.implicit(recipe, group, size):
+        return _Batch(batch, size, None, rows, True, None, None, None, np.full(len(batch), size))
+    ids = np.broadcast_to(np.arange(size, dtype=np.uint32), (len(batch), size))
+    own = frames.for_batch(batch)
+    unperturbed = basis.sources(recipe, group, ids, own)
+    atoms, norms = basis.atoms(recipe, group, ids, unperturbed)
+    ranks = np.array([len(f.values) for f in own] if own else [group.dim] * len(batch))
+    orthonormal = (
+        setting.atoms == "vector" and recipe.kind != "random" and norms is None
+        and size <= int(ranks.min())
+    )  # fmt: skip
+    return _Batch(
+        batch, size, atoms.reshape(len(batch), size, -1), rows, orthonormal,
+        unperturbed, atoms, norms, ranks,
+    )  # fmt: skip
+
+
+def _each(
     setting: Setting, sides: list[Side], factors: list[Factors], frames: Frames
 ) -> Iterator[_Batch]:
-    recipe = setting.recipe
-    for batch in batches(setting.atoms, sides, recipe.size):
-        group, size = as_group(setting.atoms, batch), size_of(setting, batch[0])
-        ids = np.broadcast_to(np.arange(size, dtype=np.uint32), (len(batch), size))
-        own = frames.for_batch(batch)
-        unperturbed = basis.sources(recipe, group, ids, own)
-        atoms, norms = basis.atoms(recipe, group, ids, unperturbed)
-        ranks = np.array([len(f.values) for f in own] if own else [group.dim] * len(batch))
-        orthonormal = (
-            setting.atoms == "vector" and recipe.kind != "random" and norms is None
-            and size <= int(ranks.min())
-        )  # fmt: skip
-        rows = target_rows(setting.atoms, [factors[s.layer][s.side] for s in batch])
-        yield _Batch(
-            batch, size, atoms.reshape(len(batch), size, -1), rows, orthonormal,
-            unperturbed, atoms, norms, ranks,
-        )  # fmt: skip
+    for batch in batches(setting.atoms, sides, lambda side: size_of(setting, side)):
+        yield _batch(setting, batch, factors, frames)
 
 
 def component_weights(setting: Setting, side: Side, factors: list[Factors]) -> np.ndarray:
@@ -83,16 +94,14 @@ def fit(
     sent: dict[Side, Coefficients] = {}
     tails: dict[Side, Tail] = {}
     all_orthonormal = True
-    for batch in _walk(setting, sides, factors, frames):
+    for batch in _each(setting, sides, factors, frames):
         all_orthonormal &= batch.orthonormal
         weights = np.zeros(batch.rows.shape[:2], np.float32)
         for i, side in enumerate(batch.sides):
             weights[i, : targets_of(setting, side)] = component_weights(setting, side, factors)
         kept = np.array([kept_of(setting, s) if setting.keep != BUDGET else 0 for s in batch.sides])
-        if batch.orthonormal:
-            table, support, residuals = _project(setting, batch, weights, kept)
-        else:
-            table, support, residuals = _solve(setting, batch, weights, kept)
+        solve = _project if batch.orthonormal else _solve
+        table, support, residuals = solve(setting, batch, weights, kept)
         if not np.isfinite(table).all():
             raise SolarError(f"ridge {setting.ridge} is too small for this basis; raise it")
         known = tail.tails(
@@ -109,9 +118,15 @@ def fit(
 
 def _project(setting: Setting, batch: _Batch, weights: np.ndarray, kept: np.ndarray):
     """Coefficients (b, t, a), support (b, t, a) and residuals (b,) in orthonormal atoms."""
-    table = np.matmul(batch.rows, batch.atoms.swapaxes(-1, -2))
+    if batch.atoms is None:
+        group = as_group(setting.atoms, batch.sides)
+        table = basis.analysed(setting.recipe, group, batch.rows, batch.size)
+        inside = basis.composed(setting.recipe, group, table)
+    else:
+        table = np.matmul(batch.rows, batch.atoms.swapaxes(-1, -2))
+        inside = np.matmul(table, batch.atoms)
     # The difference of vectors, not of energies: it can be 1e-7 of the whole.
-    rest = batch.rows - np.matmul(table, batch.atoms)
+    rest = batch.rows - inside
     support = np.ones(table.shape, bool)
     if isinstance(setting.keep, int):
         score = np.abs(table) * weights[:, :, None]
@@ -169,7 +184,7 @@ def refit(
 ) -> dict[Side, Coefficients]:  # fmt: skip
     """Coefficients fitted again on the given positions of every side, for atoms of any kind."""
     found = {}
-    for batch in _walk(setting, sides, factors, frames):
+    for batch in _each(setting, sides, factors, frames):
         support = np.zeros((len(batch.sides), batch.rows.shape[1], batch.size), bool)
         for i, side in enumerate(batch.sides):
             target, atom = np.divmod(positions[side], batch.size)

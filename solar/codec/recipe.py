@@ -63,7 +63,8 @@ class Setting:
     too, is ecsq.py's: every side at the level it is worth. search: `top` keeps the largest
     coefficients, `omp` picks them one by one by orthogonal matching pursuit (Pati et al. 1993).
     ridge: relative to the mean eigenvalue, see select.py. embed: the vectors in use travel too, in
-    float16. Raises SolarError on values out of range.
+    float16. relative: with `entropy`, from 0 (errors count as they are in dW) to 1 (each layer's
+    error counts relative to its own update). Raises SolarError on values out of range.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -73,6 +74,7 @@ class Setting:
     ridge: float = 1e-5
     search: str = "top"
     embed: bool = False
+    relative: float = 0.0
 
     def __post_init__(self):
         if self.atoms not in ATOMS:
@@ -83,6 +85,8 @@ class Setting:
             raise SolarError(f"search {self.search!r} is unknown; choose from {SEARCHES}")
         if not 0 < self.ridge < 1:
             raise SolarError(f"ridge {self.ridge} is out of range; choose between 0 and 1")
+        if not 0 <= self.relative <= 1:
+            raise SolarError(f"relative {self.relative} is out of range; choose 0 to 1")
         if isinstance(self.keep, str) and self.keep != BUDGET:
             raise SolarError(f"keep {self.keep!r} is unknown; choose a number, none or {BUDGET!r}")
         if self.dtype == ENTROPY and (self.keep != BUDGET or self.atoms != "vector"):

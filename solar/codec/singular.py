@@ -6,18 +6,22 @@ signs, and the vectors within a group of (nearly) equal singular values.
 
 import io
 import itertools
+import math
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from solar.codec.factors import TIE, leading_sign
+from solar.codec.recipe import SIDES
 from solar.errors import SolarError
 from solar.files import write_whole
 
 RANK_CUTOFF = 1e-6  # singular vectors below this share of the largest value are not reproducible
+HEADER = 128  # bytes of an .npy file before its numbers, for all but very long shapes
 GAP = 1e-8  # values closer than this share of the largest leave their vectors to the driver
 
 
@@ -98,10 +102,30 @@ def _svd(weight: np.ndarray, name: str) -> tuple[Frame, Frame]:
     return frames[0], frames[1]
 
 
-def _load(path: Path) -> np.ndarray | None:
+@lru_cache(maxsize=64)
+def _header(shape: tuple[int, ...], dtype: str) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue()
+
+
+def _load(path: Path, width: tuple[int, ...], dtype: str) -> np.ndarray | None:
+    """The array (k, *width) in an .npy file, mapped; None where there is no such whole file.
+
+    np.load would parse the header as Python, which is slow and, from several threads at once, fails
+    now and then in Python 3.11. Its bytes are known, so they are compared.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # absent, or cut short by a full disk: compute again
+        size = path.stat().st_size
+        row = math.prod(width) * np.dtype(dtype).itemsize
+        count = max(0, size - HEADER) // row
+        shape = (count, *width)
+        with path.open("rb") as file:
+            whole = file.read(HEADER) == _header(shape, dtype) and size == HEADER + count * row
+        return np.memmap(path, dtype, "r", HEADER, shape) if whole and count else None
+    except OSError:  # absent: compute it
         return None
 
 
@@ -127,11 +151,13 @@ def singular_frames(
     own = digest.hex()[:32] + ("" if how == "gesdd" else f"-{how}")
     stem = None if cache is None else Path(cache) / "singular" / own
     if stem is not None:
-        parts = [_load(stem.with_suffix(s)) for s in (".left.npy", ".right.npy", ".values.npy")]
-        if all(part is not None for part in parts):
-            left, right, values = parts
-            k = len(values)
-            if left.shape == (k, shape[0]) and right.shape == (k, shape[1]):
+        values = _load(stem.with_suffix(".values.npy"), (), "<f8")
+        left, right = (
+            _load(stem.with_suffix(f".{side}.npy"), (length,), "<f4")
+            for side, length in zip(SIDES, shape, strict=True)
+        )
+        if values is not None and left is not None and right is not None:
+            if len(values) == len(left) == len(right):
                 return Frame(left, np.asarray(values)), Frame(right, np.asarray(values))
     matrix = weight()
     if not np.isfinite(matrix).all():

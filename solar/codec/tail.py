@@ -19,6 +19,7 @@ from solar.codec.recipe import Recipe
 
 # Norms and residuals here are float32; relative to ||X||_F.
 SLACK = 1e-5
+UNKNOWN = "none is known for this kind of atoms"
 
 
 class Tail(NamedTuple):
@@ -75,9 +76,12 @@ def tails(
     """What is known and what is measured for a batch of sides, all N atoms in use.
 
     targets (b, t, D); unperturbed, atoms (b, a, width, d) and norms (b, a, width) as in basis.py;
-    ranks (b,) vectors on each side; residuals (b,) of the fit. Raises BoundViolated.
+    atoms None where implicit; ranks (b,) vectors on each side; residuals (b,) of the fit. Raises
+    BoundViolated.
     """
     totals = np.linalg.norm(targets, axis=(1, 2))
+    if atoms is None:
+        return [Tail(float(r), None, None, UNKNOWN) for r in residuals]
     count, width, dim = atoms.shape[1:]
     if recipe.kind == "random" and width == 1:
         why = "root mean square over seeds"
@@ -86,8 +90,7 @@ def tails(
             for r, x in zip(residuals, totals, strict=True)
         ]
     if recipe.kind != "singular" or (width > 1 and recipe.selection != "leading"):
-        why = "none is known for this kind of atoms"
-        return [Tail(float(r), None, None, why) for r in residuals]
+        return [Tail(float(r), None, None, UNKNOWN) for r in residuals]
     # Atoms past the first lap repeat vectors. Leaving them out keeps P_0 orthonormal, and as the
     # span only shrinks by it the bound still holds.
     first = min(count, int(ranks.max()))
@@ -104,7 +107,7 @@ def tails(
     if norms is not None:
         # No norm is below this; where it reaches 1 there is nothing left to find out.
         moved = np.asarray(moved)
-        off = np.linalg.norm(moved, axis=(1, 2)) / np.sqrt(min(first, width * dim))
+        off = np.sqrt(np.einsum("bad,bad->b", moved, moved)) / np.sqrt(min(first, width * dim))
         if off.min() < 1:
             from solar.codec import noise
 

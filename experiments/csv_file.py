@@ -1,0 +1,24 @@
+"""A CSV file that several runs fill: each replaces its own rows and leaves the others."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from solar.files import write_whole
+
+
+def put(path: Path, columns: Sequence[str], rows: list[dict[str, Any]], own: Sequence[str]) -> None:
+    """Writes `rows`, of which every one has the same values in the columns `own`, in the place of
+    those that have them already."""
+    kept = []
+    if path.is_file():
+        mine = {tuple(str(row[column]) for column in own) for row in rows}
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [r for r in csv.DictReader(file) if tuple(r[c] for c in own) not in mine]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*kept, *rows])
+    write_whole(path, text.getvalue().encode())

@@ -1,0 +1,47 @@
+"""Programs that measure an adapter's weights and score nothing: alignment and reach."""
+
+import csv
+
+import pytest
+
+from experiments import alignment, csv_file, reach
+
+TINY = ["tiny=true", "model=tiny-gpt2", "task=synthetic_text", "codec=tiny", "tracking=disabled"]
+
+
+def run(monkeypatch, tmp_path, module, *arguments) -> list[dict[str, str]]:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "rows.csv"
+    monkeypatch.setattr("sys.argv", [module.__name__, *TINY, f"+out={out}", *arguments])
+    module.program()
+    with out.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_alignment_writes_every_layer_and_keeps_other_seeds(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path, alignment)
+    assert {row["module"] for row in rows} == {"c_attn"} and {row["layer"] for row in rows} >= {"0"}
+    for row in rows:
+        assert 0 <= float(row["alignment"]) < 1.001 and 0 <= float(row["random"]) < 1.001
+    twice = run(monkeypatch, tmp_path, alignment, "seed=1")
+    assert len(twice) == 2 * len(rows) and {row["seed"] for row in twice} == {"0", "1"}
+    assert len(run(monkeypatch, tmp_path, alignment, "seed=1")) == len(twice)
+
+
+def test_reach_compares_every_code_with_the_limit(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path, reach)
+    found = {row["code"] for row in rows}
+    assert {"4-bit", "1-bit, rank 1", "paper, N 192", "compact"} <= found
+    for row in rows:
+        # No code of Gaussian factors is below Shannon's bound.
+        assert float(row["ratio"]) > 1 and int(row["payload"]) < int(row["bytes"])
+
+
+def test_rows_of_others_stay(tmp_path):
+    path = tmp_path / "a.csv"
+    csv_file.put(path, ["who", "x"], [{"who": "a", "x": 1}], ["who"])
+    csv_file.put(path, ["who", "x"], [{"who": "b", "x": 2}, {"who": "b", "x": 3}], ["who"])
+    csv_file.put(path, ["who", "x"], [{"who": "a", "x": 4}], ["who"])
+    assert path.read_text().split() == ["who,x", "b,2", "b,3", "a,4"]
+    with pytest.raises(KeyError):
+        csv_file.put(path, ["who"], [{"x": 1}], ["who"])
