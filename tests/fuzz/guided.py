@@ -3,9 +3,9 @@
     python -m tests.fuzz.guided [libFuzzer's options: -runs=N -max_total_time=SECONDS]
 
 Atheris watches which lines of the codec a packet reaches and keeps those that reach new ones. Every
-input is signed again, or nothing behind the checksum would ever be reached. Whatever is raised
-beside PacketError ends the run; libFuzzer then writes the input to a file and says where. It also
-ends the process, so the folder of the tiny base stays in the system's temporary place.
+input is signed again and its lengths mended, or nothing behind them would ever be reached. Whatever
+is raised beside PacketError ends the run; libFuzzer then writes the input to a file and says where.
+It also ends the process, so the folder of the tiny base stays in the system's temporary place.
 """
 
 import sys
@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["solar.codec"]):
     from solar.codec.container import CHECKSUM, PacketError
     from solar.weights.matrices import open_matrices
 
-from .mutate import sign
+from .mutate import mend, sign
 from .seeds import PACKETS, usual, write_base
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     def read(data: bytes) -> None:
         if len(data) < CHECKSUM:
             return
-        signed = sign(data)
+        signed = sign(mend(data))
         try:
             packet.inspect(signed)
             packet.decode(signed, base, usual_names=names, cache=folder / "cache")
@@ -44,7 +44,7 @@ def main() -> None:
         packet.decode(path.read_bytes(), base, usual_names=names, cache=folder / "cache")
     corpus = folder / "corpus"
     corpus.mkdir()
-    atheris.Setup([*sys.argv, "-max_len=4096", "-timeout=30", "-rss_limit_mb=4096",
+    atheris.Setup([*sys.argv, "-max_len=8192", "-timeout=30", "-rss_limit_mb=4096",
                    str(corpus), str(PACKETS)], read)  # fmt: skip
     atheris.Fuzz()
 

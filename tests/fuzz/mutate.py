@@ -83,6 +83,16 @@ def join(parts: Parts, end: bytes) -> bytes:
     return b"".join((fixed, *parts[1:], end))
 
 
+def mend(data: bytes) -> bytes:
+    """The bytes with a length of the payload that makes the lengths fit, where one does."""
+    if len(data) < FIXED.size + CHECKSUM:
+        return data
+    _, _, _, _, parameters, _, _, names, table, _, heads = FIXED.unpack_from(data)
+    payload = len(data) - FIXED.size - parameters - names - table - heads - CHECKSUM
+    at = HEADER["length of payload"][0]
+    return data if payload < 0 else data[:at] + struct.pack("<Q", payload) + data[at + 8 :]
+
+
 def _pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
