@@ -241,4 +241,5 @@ def entropy(
         numbers = np.concatenate(values[side.layer, side.side])
         sent[side] = Coefficients(np.arange(len(numbers)), numbers)
     packed, decoded, marks, measured = receive(job, setting, kept, sent)
-    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, []), tails
+    spent = ecsq.by_side(part, counted(chosen)[mask])
+    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, [], spent), tails
