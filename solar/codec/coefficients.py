@@ -20,7 +20,7 @@ from solar.codec.container import Base, Watch, unwatched
 from solar.codec.recipe import BUDGET, Recipe, Setting
 from solar.codec.singular import Frame
 
-CHUNK_BYTES = 2**23  # atoms built at once; a side that has more is alone
+CHUNK_BYTES = 2**23  # atoms built at once; a side that has more is alone, and built in pieces
 BUCKET = 32  # counts of atoms in use are rounded up to this, so few shapes are compiled
 
 
@@ -85,7 +85,10 @@ def batches(
     result = []
     for (dim, width, _), members in groups.items():
         count = len(members)
-        least = min(count, max(1, math.ceil(count * size(members[0]) * dim * width * 4 / limit)))
+        most = size(members[0])
+        if width == 1:  # decoded factors can be more than the atoms they come from
+            most = max(most, *(side.rank for side in members))
+        least = min(count, max(1, math.ceil(count * most * dim * width * 4 / limit)))
         pieces = next((p for p in range(least, 2 * least) if count % p == 0), least)
         step = math.ceil(count / pieces)
         result += [members[i : i + step] for i in range(0, count, step)]
@@ -142,36 +145,61 @@ class Frames:
         return [self.loaded[side.layer][side.side] for side in batch] if self.loaded else None
 
 
-def _table(
-    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients],
-    columns: Mapping[Side, np.ndarray], width: int,
-) -> np.ndarray:  # fmt: skip
-    """Coefficients (b, t, width) float32 of a batch; columns (k,) of every side: where each of its
-    coefficients stands."""
+def atoms_of(positions: np.ndarray, size: int) -> np.ndarray:
+    """The atoms (a,) of `size` that carry a coefficient, rising."""
+    carries = np.zeros(size, bool)
+    carries[positions % size] = True
+    return np.flatnonzero(carries)
+
+
+def _composed(
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_combined`, in atoms that need not be built."""
+    size = size_of(setting, batch[0])
     targets = max(targets_of(setting, side) for side in batch)
-    table = np.zeros((len(batch), targets, width), np.float32)
+    table = np.zeros((len(batch), targets, size), np.float32)
     for i, side in enumerate(batch):
-        target = sent[side].positions // size_of(setting, side)
-        table[i, target, columns[side]] = sent[side].values
-    return table
+        target, atom = np.divmod(sent[side].positions, size)
+        table[i, target, atom] = sent[side].values
+    rows = basis.composed(setting.recipe, as_group(setting.atoms, batch), table)
+    return rows, checksum.energy(table)
 
 
-def _built(
-    setting: Setting, batch: list[Side], used: Mapping[Side, np.ndarray], count: int,
-    frames: Frames, embedded: Mapping[Side, np.ndarray] | None,
-) -> np.ndarray:  # fmt: skip
-    """Atoms (b, count, width * d) float32 that carry a coefficient; after them any others."""
-    if embedded is not None:
-        flat = np.zeros((len(batch), count, embedded[batch[0]].shape[1]), np.float32)
+def _combined(
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients],
+    used: Mapping[Side, np.ndarray], count: int, frames: Frames,
+    embedded: Mapping[Side, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """What coefficients and atoms add up to (b, t, width * d) float32, and the energy (b,) of the
+    coefficients. Atoms are built, `count` of each side, a piece at a time."""
+    group = as_group(setting.atoms, batch)
+    targets = max(targets_of(setting, side) for side in batch)
+    room = CHUNK_BYTES // (4 * len(batch) * (group.dim * group.width + targets))
+    length = math.ceil(count / math.ceil(count / max(1, room)))
+    rows, energy = np.float32(0), np.float64(0)
+    for first in range(0, count, length):
+        # Only atoms that carry a coefficient are built; unused places repeat atom 0 times zero.
+        ids = np.zeros((len(batch), length), np.uint32)
+        coefficients = np.zeros((len(batch), targets, length), np.float32)
+        flat = np.zeros((len(batch), length, group.dim * group.width), np.float32)
         for i, side in enumerate(batch):
-            flat[i, : len(used[side])] = embedded[side]
-        return flat
-    ids, group = np.zeros((len(batch), count), np.uint32), as_group(setting.atoms, batch)
-    for i, side in enumerate(batch):
-        ids[i, : len(used[side])] = used[side]
-    unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
-    atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
-    return np.asarray(atoms).reshape(len(batch), count, -1)
+            own, size = used[side][first : first + length], size_of(setting, side)
+            ids[i, : len(own)] = own
+            place = np.full(size, -1)
+            place[own] = np.arange(len(own))
+            target, atom = np.divmod(sent[side].positions, size)
+            here = place[atom] >= 0
+            coefficients[i, target[here], place[atom[here]]] = sent[side].values[here]
+            if embedded is not None:
+                flat[i, : len(own)] = embedded[side][first : first + length]
+        if embedded is None:
+            unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
+            atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
+            flat = np.asarray(atoms).reshape(flat.shape)
+        rows = rows + np.matmul(coefficients, flat)
+        energy = energy + checksum.energy(coefficients)
+    return rows, energy
 
 
 def rebuild(
@@ -185,24 +213,22 @@ def rebuild(
 
     embedded: the atoms in use (a, width * d) of every side, where the file brings them itself.
     """
-    atom = {side: sent[side].positions % size_of(setting, side) for side in sides}
-    used, places = {}, {}
-    for side in sides:
-        used[side], places[side] = np.unique(atom[side], return_inverse=True)
+    used = {s: atoms_of(sent[s].positions, size_of(setting, s)) for s in sides}
     decoded: dict[Side, np.ndarray] = {}
     numbers: dict[Side, np.ndarray] = {}
     most = max((len(which) for which in used.values()), default=0)
-    count = max(1, math.ceil(most / BUCKET)) * BUCKET
-    for batch in batches(setting.atoms, sides, lambda _: count):
+    most = max(1, math.ceil(most / BUCKET)) * BUCKET
+    for batch in batches(setting.atoms, sides, lambda _: most):
         group, size = as_group(setting.atoms, batch), size_of(setting, batch[0])
         if embedded is None and basis.implicit(setting.recipe, group, size):
-            table = _table(setting, batch, sent, atom, size)
-            rows = basis.composed(setting.recipe, group, table)
+            rows, energy = _composed(setting, batch, sent)
         else:
-            table = _table(setting, batch, sent, places, count)
-            flat = _built(setting, batch, used, count, frames, embedded)
-            rows = np.matmul(table, flat).reshape(len(batch), -1, batch[0].dim)
-        marks = checksum.sketch(rows, table)
+            count, own = most, max(len(used[side]) for side in batch)
+            while count > max(2 * own, BUCKET):  # halves, so that there are still few shapes
+                count = math.ceil(count / 2 / BUCKET) * BUCKET
+            rows, energy = _combined(setting, batch, sent, used, count, frames, embedded)
+        rows = rows.reshape(len(batch), -1, batch[0].dim)
+        marks = checksum.sketch(rows, energy)
         for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
             numbers[side] = marks[i, : side.rank].ravel()
@@ -216,7 +242,7 @@ def atoms_in_use(
     """Atoms (a, width * d) float32 that carry a coefficient, of every side."""
     found = {}
     for side in sides:
-        ids = np.unique(sent[side].positions % size_of(setting, side)).astype(np.uint32)[None]
+        ids = atoms_of(sent[side].positions, size_of(setting, side)).astype(np.uint32)[None]
         group = as_group(setting.atoms, [side])
         unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch([side]))
         atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
