@@ -213,7 +213,7 @@ def test_atoms_are_added_up_in_pieces(bench, name, monkeypatch):
     seed = bench.seeds[name]
     cache = bench.folder / "cache"
     for size in (1, 5000):
-        monkeypatch.setattr(coefficients, "PIECE_BYTES", size)
+        monkeypatch.setattr(coefficients, "CHUNK_BYTES", size)
         found = packet.decode(seed.data, bench.weights, usual_names=bench.names, cache=cache)
         assert relative_error(seed.factors, found.factors) < 1e-6
 

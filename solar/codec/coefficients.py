@@ -20,7 +20,7 @@ from solar.codec.container import Base, Watch, unwatched
 from solar.codec.recipe import BUDGET, Recipe, Setting
 from solar.codec.singular import Frame
 
-CHUNK_BYTES = 2**23  # atoms built at once; a side that has more is alone, and built in pieces
+CHUNK_BYTES = 2**23  # atoms built at once; a side that has more is alone
 BUCKET = 32  # counts of atoms in use are rounded up to this, so few shapes are compiled
 
 
@@ -85,10 +85,7 @@ def batches(
     result = []
     for (dim, width, _), members in groups.items():
         count = len(members)
-        most = size(members[0])
-        if width == 1:  # decoded factors can be more than the atoms they come from
-            most = max(most, *(side.rank for side in members))
-        least = min(count, max(1, math.ceil(count * most * dim * width * 4 / limit)))
+        least = min(count, max(1, math.ceil(count * size(members[0]) * dim * width * 4 / limit)))
         pieces = next((p for p in range(least, 2 * least) if count % p == 0), least)
         step = math.ceil(count / pieces)
         result += [members[i : i + step] for i in range(0, count, step)]
@@ -152,54 +149,55 @@ def atoms_of(positions: np.ndarray, size: int) -> np.ndarray:
     return np.flatnonzero(carries)
 
 
-def _composed(
-    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients]
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `_combined`, in atoms that need not be built."""
-    size = size_of(setting, batch[0])
+def _table(
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients], atoms: list[np.ndarray],
+    width: int,
+) -> np.ndarray:  # fmt: skip
+    """Coefficients (b, t, width) float32 of a batch that belong to the given rising atoms of each
+    side, in their order."""
     targets = max(targets_of(setting, side) for side in batch)
-    table = np.zeros((len(batch), targets, size), np.float32)
-    for i, side in enumerate(batch):
+    table = np.zeros((len(batch), targets, width), np.float32)
+    for i, (side, own) in enumerate(zip(batch, atoms, strict=True)):
+        size = size_of(setting, side)
+        place = np.full(size, -1)
+        place[own] = np.arange(len(own))
         target, atom = np.divmod(sent[side].positions, size)
-        table[i, target, atom] = sent[side].values
-    rows = basis.composed(setting.recipe, as_group(setting.atoms, batch), table)
-    return rows, checksum.energy(table)
+        here = place[atom] >= 0
+        table[i, target[here], place[atom[here]]] = sent[side].values[here]
+    return table
 
 
-def _combined(
+def _summed(
     setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients],
     used: Mapping[Side, np.ndarray], count: int, frames: Frames,
     embedded: Mapping[Side, np.ndarray] | None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """What coefficients and atoms add up to (b, t, width * d) float32, and the energy (b,) of the
-    coefficients. Atoms are built, `count` of each side, a piece at a time."""
+    """Rows (b, t, d) that the coefficients add up to, and their energies (b,). Only atoms that
+    carry one are built, after them any others times zero up to `count`; a side that has too many
+    for once, in pieces."""
     group = as_group(setting.atoms, batch)
     targets = max(targets_of(setting, side) for side in batch)
-    room = CHUNK_BYTES // (4 * len(batch) * (group.dim * group.width + targets))
-    length = math.ceil(count / math.ceil(count / max(1, room)))
-    rows, energy = np.float32(0), np.float64(0)
-    for first in range(0, count, length):
-        # Only atoms that carry a coefficient are built; unused places repeat atom 0 times zero.
-        ids = np.zeros((len(batch), length), np.uint32)
-        coefficients = np.zeros((len(batch), targets, length), np.float32)
-        flat = np.zeros((len(batch), length, group.dim * group.width), np.float32)
-        for i, side in enumerate(batch):
-            own, size = used[side][first : first + length], size_of(setting, side)
-            ids[i, : len(own)] = own
-            place = np.full(size, -1)
-            place[own] = np.arange(len(own))
-            target, atom = np.divmod(sent[side].positions, size)
-            here = place[atom] >= 0
-            coefficients[i, target[here], place[atom[here]]] = sent[side].values[here]
-            if embedded is not None:
-                flat[i, : len(own)] = embedded[side][first : first + length]
-        if embedded is None:
+    length = group.dim * group.width
+    room = max(1, 2 * CHUNK_BYTES // (4 * len(batch) * (length + targets)))
+    step = math.ceil(count / math.ceil(count / room))
+    rows, energy = np.zeros(1, np.float32), np.zeros(1)
+    for first in range(0, count, step):
+        own = [used[side][first : first + step] for side in batch]
+        if embedded is not None:
+            flat = np.zeros((len(batch), step, length), np.float32)
+            for i, side in enumerate(batch):
+                flat[i, : len(own[i])] = embedded[side][first : first + step]
+        else:
+            ids = np.zeros((len(batch), step), np.uint32)
+            for i, which in enumerate(own):
+                ids[i, : len(which)] = which
             unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
             atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
-            flat = np.asarray(atoms).reshape(flat.shape)
-        rows = rows + np.matmul(coefficients, flat)
-        energy = energy + checksum.energy(coefficients)
-    return rows, energy
+            flat = np.asarray(atoms).reshape(len(batch), step, -1)
+        table = _table(setting, batch, sent, own, step)
+        rows = rows + np.matmul(table, flat)
+        energy = energy + checksum.energy(table)
+    return rows.reshape(len(batch), -1, batch[0].dim), energy
 
 
 def rebuild(
@@ -213,21 +211,28 @@ def rebuild(
 
     embedded: the atoms in use (a, width * d) of every side, where the file brings them itself.
     """
-    used = {s: atoms_of(sent[s].positions, size_of(setting, s)) for s in sides}
+    used = {}
+    for side in sides:
+        own = sent[side].positions
+        # A file brings atoms for all that it says a number of; none is built for a zero.
+        own = own[sent[side].values != 0] if embedded is None else own
+        used[side] = atoms_of(own, size_of(setting, side))
     decoded: dict[Side, np.ndarray] = {}
     numbers: dict[Side, np.ndarray] = {}
     most = max((len(which) for which in used.values()), default=0)
     most = max(1, math.ceil(most / BUCKET)) * BUCKET
-    for batch in batches(setting.atoms, sides, lambda _: most):
+    # What atoms add up to takes memory too.
+    room = max(most, *(targets_of(setting, side) for side in sides)) if sides else most
+    for batch in batches(setting.atoms, sides, lambda _: room):
         group, size = as_group(setting.atoms, batch), size_of(setting, batch[0])
         if embedded is None and basis.implicit(setting.recipe, group, size):
-            rows, energy = _composed(setting, batch, sent)
+            table = _table(setting, batch, sent, [np.arange(size)] * len(batch), size)
+            rows, energy = basis.composed(setting.recipe, group, table), checksum.energy(table)
         else:
             count, own = most, max(len(used[side]) for side in batch)
             while count > max(2 * own, BUCKET):  # halves, so that there are still few shapes
                 count = math.ceil(count / 2 / BUCKET) * BUCKET
-            rows, energy = _combined(setting, batch, sent, used, count, frames, embedded)
-        rows = rows.reshape(len(batch), -1, batch[0].dim)
+            rows, energy = _summed(setting, batch, sent, used, count, frames, embedded)
         marks = checksum.sketch(rows, energy)
         for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
@@ -242,7 +247,7 @@ def atoms_in_use(
     """Atoms (a, width * d) float32 that carry a coefficient, of every side."""
     found = {}
     for side in sides:
-        ids = atoms_of(sent[side].positions, size_of(setting, side)).astype(np.uint32)[None]
+        ids = np.unique(sent[side].positions % size_of(setting, side)).astype(np.uint32)[None]
         group = as_group(setting.atoms, [side])
         unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch([side]))
         atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from solar.codec.coefficients import Side
+from solar.codec import basis
+from solar.codec.coefficients import Coefficients, Side, as_group, size_of
 from solar.codec.container import PacketError
 from solar.codec.recipe import Setting
 
@@ -41,11 +42,13 @@ def check_positions(sizes: list[int], chances: list[float], payload: int) -> Non
 
 
 def check_atoms(
-    setting: Setting, sides: list[Side], positions: Mapping[Side, np.ndarray], payload: int
+    setting: Setting, sides: list[Side], sent: Mapping[Side, Coefficients], payload: int
 ) -> None:
-    """The same for the atoms to build for coefficients at `positions`, at most one for each."""
+    """The same for the atoms to build for coefficients, at most one for each that is not zero."""
     asked = 0
     for side in sides:
-        width = side.rank if setting.atoms == "matrix" else 1
-        asked += min(len(positions[side]), setting.recipe.size) * side.dim * width
+        group, size = as_group(setting.atoms, [side]), size_of(setting, side)
+        if not basis.implicit(setting.recipe, group, size):
+            used = min(np.count_nonzero(sent[side].values), size)
+            asked += used * group.dim * group.width
     _check("numbers in atoms", asked, NUMBERS, payload)

@@ -79,8 +79,7 @@ def read_payload(setting: Setting, sides: list[Side], power: int, body: bytes):
     guard.check_entries(sides, len(body))
     sent, vectors = payload.unpack(setting, sides, power, body)
     if vectors is None:
-        positions = {side: found.positions for side, found in sent.items()}
-        guard.check_atoms(setting, sides, positions, len(body))
+        guard.check_atoms(setting, sides, sent, len(body))
     return sent, vectors
 
 

@@ -82,7 +82,7 @@ def bombs(known: container.Base) -> dict[str, bytes]:
         chosen = ecsq.choose(own, price, -ecsq.MAX_BOOST)
         tables = [[np.zeros(n) for n in sizes] for sizes in own.sizes]
         energies = np.full(own.sizes.shape, 255)
-        body = ecsq.pack(own, price, -ecsq.MAX_BOOST, energies, tables, chosen)
+        body = ecsq.pack(own, (price, -ecsq.MAX_BOOST, 0), energies, tables, chosen)
         return pack(ranks, cells, body)
 
     def at_first(side: Side) -> np.ndarray:
@@ -120,7 +120,7 @@ def bombs(known: container.Base) -> dict[str, bytes]:
             lambda s: np.arange(4000),
         ),
         "entropy, full ranks at the finest level": pack(
-            full, cells, ecsq.HEAD.pack(0.0, 0) + b"\xff" * sum(full) + bytes(4000)
+            full, cells, ecsq.HEAD.pack(0.0, 0, 0) + b"\xff" * sum(full) + bytes(4000)
         ),
         "entropy, a third of the layers in full": coarse((*full[:20], *[0] * 40)),
     }

@@ -121,6 +121,10 @@ def settings() -> dict[str, tuple[Setting, int | None]]:
         "budget-sign": (Setting(Recipe("singular", 20), keep=BUDGET, dtype="sign"), 300),
         "budget-random": (Setting(Recipe("random", 30), keep=BUDGET, dtype="int8"), 400),
         "entropy": (Setting(most, keep=BUDGET, dtype=ENTROPY), 400),
+        "entropy-relative": (
+            Setting(Recipe("orthogonal", 20), keep=BUDGET, dtype=ENTROPY, relative=1.0),
+            300,
+        ),
         "entropy-part": (Setting(Recipe("singular", 9), keep=BUDGET, dtype=ENTROPY), 300),
         "embedded": (Setting(Recipe("singular", 16), keep=9, dtype="sign", embed=True), None),
         "embedded-matrix": (Setting(Recipe("orthogonal", 6), "matrix", embed=True), None),
