@@ -4,6 +4,7 @@
 #   make figures                    every figure and table of paper_figures/ from its committed CSV files
 #   make test                       all tests that need neither torch nor a download
 #   make test-parity, test-real     the same against torch and peft; on the real bases
+#   make fuzz                       hostile packets for about 3 minutes; RUNS, SECONDS set how many
 #   make PYTHON=python3.12 ...      another interpreter for a new environment
 
 PYTHON ?= python3
@@ -14,7 +15,12 @@ VENV := .venv
 # Apart, so that `make test` keeps proving that nothing needs torch.
 PARITY := .venv-parity
 
-.PHONY: run figures test test-parity test-real lint format
+# Atheris, the fuzzer that is guided by coverage, has wheels for Linux alone.
+FUZZ := .venv-fuzz
+RUNS ?= 20000
+SECONDS ?= 40
+
+.PHONY: run figures test test-parity test-real fuzz lint format
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.compare $(ARGS)
@@ -30,6 +36,12 @@ test-parity: $(PARITY)/.installed
 
 test-real: $(PARITY)/.installed
 	$(PARITY)/bin/python -m pytest -m real $(ARGS)
+
+fuzz: $(FUZZ)/.installed
+	$(FUZZ)/bin/python -m tests.fuzz.campaign --mutants $(RUNS) $(ARGS)
+	$(FUZZ)/bin/python -m tests.fuzz.bombs
+	SOLAR_FUZZ_EXAMPLES=2000 $(FUZZ)/bin/python -m pytest tests/test_hostile.py -k any_fields
+	$(FUZZ)/bin/python -m tests.fuzz.guided -max_total_time=$(SECONDS) -artifact_prefix=$(FUZZ)/
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -48,6 +60,11 @@ $(PARITY)/.installed: requirements.txt requirements-parity.txt
 	$(call environment,$(PARITY))
 	$(PARITY)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		-r requirements.txt -r requirements-parity.txt
+	@touch $@
+
+$(FUZZ)/.installed: requirements.txt requirements-fuzz.txt
+	$(call environment,$(FUZZ))
+	$(FUZZ)/bin/python -m pip install --quiet -r requirements.txt -r requirements-fuzz.txt
 	@touch $@
 
 # Make the environment $(1) unless it is there and whole: one cut short by Ctrl-C has no pip.

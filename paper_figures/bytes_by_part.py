@@ -4,7 +4,7 @@
 
 Of every code the file whose size is nearest to BYTES, if within a factor of 2.5; the same code at
 several perturbations counts once. The numbers beside a bar are the parts from left to right, mean
-over seeds; a standard deviation of the whole, where it is not zero, is drawn as an error bar.
+over seeds; the standard deviation of the whole is an error bar where it is wide enough to be seen.
 """
 
 import math
@@ -85,7 +85,7 @@ def _bars(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
     longest = max(before)
     for line, (end, point) in enumerate(zip(before, points, strict=True)):
         spread = point.get("bytes_std") or 0.0
-        if spread:
+        if spread > 0.01 * longest:  # narrower than its caps it would be a smudge
             axes.errorbar(end, line, xerr=spread, color=style.GREY, elinewidth=0.9)
         numbers = " + ".join(f"{point.get(part) or 0:,.0f}" for part in PARTS)
         axes.annotate(

@@ -1,14 +1,13 @@
 """Fit: the coefficients of every side before quantisation, in batches of equal shape.
 
 Orthonormal atoms need inner products only; all others the jitted solves of select.py and omp.py.
-Batches are worked on side by side: XLA factorises on one processor and multiplies on all.
+Batches are worked on one after another: XLA's programs share one pool of threads, and two that run
+at once can wait for each other for ever.
 """
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +28,6 @@ from solar.codec.factors import Factors
 from solar.codec.recipe import BUDGET, Setting
 from solar.codec.tail import Tail
 from solar.errors import SolarError
-
-T = TypeVar("T")
 
 
 class _Batch(NamedTuple):
@@ -72,17 +69,10 @@ def _batch(
 
 
 def _each(
-    setting: Setting, sides: list[Side], factors: list[Factors], frames: Frames,
-    work: Callable[[_Batch], T],
-) -> Iterator[T]:  # fmt: skip
-    """`work` on every batch of `sides`, as many at a time as there are processors."""
-
-    def one(batch: list[Side]) -> T:
-        return work(_batch(setting, batch, factors, frames))
-
-    parts = batches(setting.atoms, sides, lambda side: size_of(setting, side))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(one, parts)
+    setting: Setting, sides: list[Side], factors: list[Factors], frames: Frames
+) -> Iterator[_Batch]:
+    for batch in batches(setting.atoms, sides, lambda side: size_of(setting, side)):
+        yield _batch(setting, batch, factors, frames)
 
 
 def component_weights(setting: Setting, side: Side, factors: list[Factors]) -> np.ndarray:
@@ -101,8 +91,11 @@ def fit(
 
     factors: of every layer, in sorted order of names. Raises SolarError and BoundViolated.
     """
-
-    def work(batch: _Batch):
+    sent: dict[Side, Coefficients] = {}
+    tails: dict[Side, Tail] = {}
+    all_orthonormal = True
+    for batch in _each(setting, sides, factors, frames):
+        all_orthonormal &= batch.orthonormal
         weights = np.zeros(batch.rows.shape[:2], np.float32)
         for i, side in enumerate(batch.sides):
             weights[i, : targets_of(setting, side)] = component_weights(setting, side, factors)
@@ -115,14 +108,7 @@ def fit(
             setting.recipe, batch.rows, batch.unperturbed, batch.shaped, batch.norms, batch.ranks,
             residuals,
         )  # fmt: skip
-        return batch.sides, batch.orthonormal, table, support, known
-
-    sent: dict[Side, Coefficients] = {}
-    tails: dict[Side, Tail] = {}
-    all_orthonormal = True
-    for own, orthonormal, table, support, known in _each(setting, sides, factors, frames, work):
-        all_orthonormal &= orthonormal
-        for i, side in enumerate(own):
+        for i, side in enumerate(batch.sides):
             targets = targets_of(setting, side)
             positions = np.flatnonzero(support[i, :targets])
             sent[side] = Coefficients(positions, table[i, :targets].ravel()[positions])
@@ -197,18 +183,14 @@ def refit(
     positions: Mapping[Side, np.ndarray],
 ) -> dict[Side, Coefficients]:  # fmt: skip
     """Coefficients fitted again on the given positions of every side, for atoms of any kind."""
-
-    def work(batch: _Batch) -> dict[Side, Coefficients]:
+    found = {}
+    for batch in _each(setting, sides, factors, frames):
         support = np.zeros((len(batch.sides), batch.rows.shape[1], batch.size), bool)
         for i, side in enumerate(batch.sides):
             target, atom = np.divmod(positions[side], batch.size)
             support[i, target, atom] = True
         table = _again(batch, support.swapaxes(1, 2), np.float32(setting.ridge)).swapaxes(1, 2)
-        return {
-            side: Coefficients(
-                positions[side], table[i, : targets_of(setting, side)].ravel()[positions[side]]
-            )
-            for i, side in enumerate(batch.sides)
-        }
-
-    return {k: v for part in _each(setting, sides, factors, frames, work) for k, v in part.items()}
+        for i, side in enumerate(batch.sides):
+            own = table[i, : targets_of(setting, side)].ravel()[positions[side]]
+            found[side] = Coefficients(positions[side], own)
+    return found
