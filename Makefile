@@ -1,6 +1,7 @@
 # Needs Python 3.11+ and make; everything else goes into a virtual environment here.
 #
 #   make run                        the default experiment; ARGS="seed=1 task=digits" is passed on
+#   make figures                    every figure and table of paper_figures/ from its committed CSV files
 #   make test                       all tests that need neither torch nor a download
 #   make test-parity, test-real     the same against torch and peft; on the real bases
 #   make fuzz                       hostile packets for about 3 minutes; RUNS, SECONDS set how many
@@ -19,10 +20,13 @@ FUZZ := .venv-fuzz
 RUNS ?= 20000
 SECONDS ?= 40
 
-.PHONY: run test test-parity test-real fuzz lint format
+.PHONY: run figures test test-parity test-real fuzz lint format
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.compare $(ARGS)
+
+figures: $(VENV)/.installed
+	$(VENV)/bin/python -m paper_figures $(ARGS)
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(ARGS)

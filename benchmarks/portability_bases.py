@@ -95,11 +95,28 @@ def awkward() -> dict[str, np.ndarray]:
     return {name: weight.astype(np.float32) for name, weight in found.items()}
 
 
-def synthetic(folder: Path) -> dict[str, Factors]:
-    """Copies of a base whose q projections are `awkward`, and a random update of q and v."""
+def steep() -> dict[str, np.ndarray]:
+    """The same for values that fall so far that half of the digits, which is what the Gram matrix
+    leaves of small ones, no longer tell their vectors apart."""
+    rng = np.random.default_rng(2)
+    close = np.geomspace(1, 1e-3, WIDTH)
+    close[1::2] = close[::2] - 3e-8
+    spectra = {f"falling to {low:g}": np.geomspace(1, low, WIDTH) for low in (1e-4, 1e-5, 1e-6)}
+    spectra["pairs 3e-8 of the largest apart"] = close
+    return {
+        name: _spectrum(rng, values, WIDTH, WIDTH).astype(np.float32)
+        for name, values in spectra.items()
+    }
+
+
+MADE = {"repeated": awkward, "steep": steep}
+
+
+def synthetic(folder: Path, which: str) -> dict[str, Factors]:
+    """Copies of a base whose q projections are one of MADE, and a random update of q and v."""
     rng = np.random.default_rng(1)
     weights = {}
-    for layer, weight in enumerate(awkward().values()):
+    for layer, weight in enumerate(MADE[which]().values()):
         stem = f"model.layers.{layer}"
         shapes = {
             "mlp.gate_proj": (8, WIDTH),

@@ -56,6 +56,19 @@ def test_compact_fills_every_budget(base, update, heads):
     assert (np.diff(errors) < 0.002).all() and errors[-1] < 0.05 * errors[0]
 
 
+@pytest.mark.parametrize("kind", ["orthogonal", "singular"])
+def test_the_bits_of_the_sides_are_the_payload(base, update, kind):
+    """Of square weights both sides share a byte of energy, of others each has its own."""
+    setting = Setting(Recipe(kind, MAX_SIZE if kind == "orthogonal" else 32), keep=BUDGET,
+                      dtype="entropy")  # fmt: skip
+    report = made(update, base, setting, 2000).report
+    spent = sum(sum(layer.get("bits", {}).values()) for layer in report["layers"]) / 8
+    # Besides: the price and the dials, and the last word of the stream.
+    assert 0 <= report["bytes"]["payload"] - ecsq.HEAD.size - spent < 10
+    for layer in report["layers"]:
+        assert set(layer.get("bits", {})) in (set(), {"left", "right"})
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("orthogonal", d) for d in ("float16", "int8", "int4", "int2", "sign", "auto")]

@@ -236,9 +236,10 @@ def rebuild(
         marks = checksum.sketch(rows, energy)
         for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
-            numbers[side] = marks[i, : side.rank].ravel()
+            numbers[side] = marks[i, : side.rank]
     ordered = [numbers[side] for side in sides]
-    return decoded, np.concatenate(ordered) if ordered else np.zeros(0)
+    whole = checksum.whole(ordered, np.array([np.linalg.norm(decoded[side]) for side in sides]))
+    return decoded, np.concatenate([*(own.ravel() for own in ordered), whole])
 
 
 def atoms_in_use(

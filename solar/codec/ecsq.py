@@ -327,6 +327,17 @@ def meter(own: Components, tables: list) -> Callable[[np.ndarray], np.ndarray]:
     return bits
 
 
+def by_side(own: Components, bits: np.ndarray) -> dict[Side, float]:
+    """Bits of every side that is sent: its cells, (c, 2) by component, and its energies. A byte of
+    energy that serves both sides counts half to each."""
+    energy = np.where(whole(own), 4.0, 8.0)
+    spent: dict[Side, float] = {}
+    for pair, cells_, each in zip(own.pairs, bits, energy, strict=True):
+        for side, found in zip(pair, cells_, strict=True):
+            spent[side] = spent.get(side, 0.0) + float(found) + float(each)
+    return spent
+
+
 def length(energies: int, bits: float) -> int:
     """Bytes of a payload with `energies` bytes of energies and cells of `bits` by their chances:
     what the coder needs to a few bytes."""

@@ -86,6 +86,8 @@ def _finish(job: Job, setting: Setting, coded: Coded, tails: Mapping[Side, Tail]
     data = container.pack(packet)
     report = {"method": "solar", "setting": asdict(setting), "left_out": coded.left_out}
     report |= bound.summary(coded.measured) | {"bytes": container.byte_counts(packet, len(data))}
+    for side, bits in coded.bits.items():
+        report["layers"][side.layer].setdefault("bits", {})[SIDES[side.side]] = bits
     _add_tails(report, job.factors, tails, job.frames)
     return Encoded(data, coded.decoded, report)
 

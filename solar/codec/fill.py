@@ -234,4 +234,5 @@ def entropy(
     # The sender reads its own file, so what is measured is what arrives.
     sent = ecsq.unpack(setting, kept, power, body)
     packed, decoded, marks, measured = receive(job, setting, kept, sent)
-    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, []), tails
+    spent = ecsq.by_side(part, counted(chosen)[mask])
+    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, [], spent), tails

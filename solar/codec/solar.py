@@ -105,7 +105,7 @@ def decode(
     except SolarError as error:
         raise PacketError(f"packet does not fit this base: {error}") from None
     own = bound_to(packet.parameters[: PARAMETERS.size], packet.payload)
-    if not np.isfinite(numbers).all() or checksum.checksum(numbers, offset, own) != mark:
+    if not checksum.fits(mark, numbers, offset, own):
         raise PacketError(
             "basis mismatch: the basis rebuilt here differs from the sender's; "
             "clear the cache folder and try again, or have it sent with --embed-basis"
