@@ -4,7 +4,7 @@
 #   make figures                    every figure and table of paper_figures/ from its committed CSV files
 #   make test                       all tests that need neither torch nor a download
 #   make test-parity, test-real     the same against torch and peft; on the real bases
-#   make fuzz                       hostile packets for about 3 minutes; RUNS, SECONDS set how many
+#   make fuzz                       hostile packets for about 3 minutes; RUNS, FUZZ_SECONDS set how long
 #   make PYTHON=python3.12 ...      another interpreter for a new environment
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ PARITY := .venv-parity
 # Atheris, the fuzzer that is guided by coverage, has wheels for Linux alone.
 FUZZ := .venv-fuzz
 RUNS ?= 20000
-SECONDS ?= 40
+FUZZ_SECONDS ?= 60
 
 .PHONY: run figures test test-parity test-real fuzz lint format
 
@@ -41,7 +41,7 @@ fuzz: $(FUZZ)/.installed
 	$(FUZZ)/bin/python -m tests.fuzz.campaign --mutants $(RUNS) $(ARGS)
 	$(FUZZ)/bin/python -m tests.fuzz.bombs
 	SOLAR_FUZZ_EXAMPLES=2000 $(FUZZ)/bin/python -m pytest tests/test_hostile.py -k any_fields
-	$(FUZZ)/bin/python -m tests.fuzz.guided -max_total_time=$(SECONDS) -artifact_prefix=$(FUZZ)/
+	$(FUZZ)/bin/python -m tests.fuzz.guided -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(FUZZ)/
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
