@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from solar.codec import bound, noise, tail
+from solar.codec import bound, tail
 from solar.codec.basis import Sides, atoms
 from solar.codec.factors import Factors
 from solar.codec.recipe import Recipe
@@ -118,7 +118,7 @@ def test_spectral_upper_bounds_closely():
     matrices[1] = matrices[1, :1] * np.arange(1, 13)[:, None]  # rank one
     matrices[2] = 0
     truth = np.linalg.norm(matrices.astype(np.float64), 2, axis=(1, 2))
-    found = np.asarray(noise.spectral_upper(matrices), np.float64)
+    found = np.asarray(tail.spectral_upper(matrices), np.float64)
     assert (found >= truth * (1 - 1e-6)).all()
     assert np.median(found / np.maximum(truth, 1e-30)) < 1.05
 
@@ -128,7 +128,7 @@ def test_spectral_upper_of_noise_is_never_far_off(count):
     """Eigenvalues crowd at the edge here; a bound twice too large would call the tail vacuous."""
     matrices = np.random.default_rng(8).normal(size=(30, count, 192)).astype(np.float32)
     truth = np.linalg.norm(matrices.astype(np.float64), 2, axis=(1, 2))
-    found = np.asarray(noise.spectral_upper(matrices), np.float64) / truth
+    found = np.asarray(tail.spectral_upper(matrices), np.float64) / truth
     assert (1 < found).all() and found.max() < 1.03
 
 

@@ -30,9 +30,7 @@ WEIGHTS = {
     "repeated block": np.kron(np.eye(3), RNG.normal(size=(8, 8))),
     "orthogonal": spectrum(np.ones(24), 24, 24),
     "pairs": spectrum(np.repeat([5.0, 3.0, 2.0, 1.0, 0.4], 2), 30, 24),
-    "near pairs": spectrum(
-        np.repeat([5.0, 3.0, 2.0], 2) * (1 - 1e-10 * (np.arange(6) % 2)), 30, 24
-    ),
+    "near pairs": spectrum([5, 5 - 1e-9, 3, 3 - 1e-9, 2, 2 - 1e-9], 30, 24),
     "rank 4 of 24": spectrum([3.0, 3.0, 1.0, 0.5], 24, 30),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ at once can wait for each other for ever.
 
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,32 +93,46 @@ def fit(
     factors: of every layer, in sorted order of names. Raises SolarError and BoundViolated.
     """
     sent: dict[Side, Coefficients] = {}
-    tails: dict[Side, Tail] = {}
+    tails: dict[Side, tuple[Future, int]] = {}
     all_orthonormal = True
-    for batch in _each(setting, sides, factors, frames):
-        all_orthonormal &= batch.orthonormal
-        weights = np.zeros(batch.rows.shape[:2], np.float32)
-        for i, side in enumerate(batch.sides):
-            weights[i, : targets_of(setting, side)] = component_weights(setting, side, factors)
-        kept = np.array([kept_of(setting, s) if setting.keep != BUDGET else 0 for s in batch.sides])
-        solve = _project if batch.orthonormal else _solve
-        table, support, residuals = solve(setting, batch, weights, kept)
-        if not np.isfinite(table).all():
-            raise SolarError(f"ridge {setting.ridge} is too small for this basis; raise it")
-        known = tail.tails(
-            setting.recipe, batch.rows, batch.unperturbed, batch.shaped, batch.norms, batch.ranks,
-            residuals,
-        )  # fmt: skip
-        for i, side in enumerate(batch.sides):
-            targets = targets_of(setting, side)
-            positions = np.flatnonzero(support[i, :targets])
-            sent[side] = Coefficients(positions, table[i, :targets].ravel()[positions])
-            tails[side] = known[i]
-    return sent, tails, all_orthonormal
+    # What is known of the error is worked out on the host while XLA solves the next batch.
+    with ThreadPoolExecutor(1) as host:
+        before: Future | None = None
+        for batch in _each(setting, sides, factors, frames):
+            all_orthonormal &= batch.orthonormal
+            table, support, residuals = _coefficients(setting, batch, factors)
+            if before is not None:
+                before.result()  # so that no more than two batches are alive
+            # Arrays of the host, so that its thread has nothing to do with XLA.
+            atoms, norms = (x if x is None else np.asarray(x) for x in (batch.shaped, batch.norms))
+            before = host.submit(
+                tail.tails, setting.recipe, batch.rows, batch.unperturbed, atoms, norms,
+                batch.ranks, residuals,
+            )  # fmt: skip
+            for i, side in enumerate(batch.sides):
+                targets = targets_of(setting, side)
+                positions = np.flatnonzero(support[i, :targets])
+                sent[side] = Coefficients(positions, table[i, :targets].ravel()[positions])
+                tails[side] = before, i
+    return sent, {side: own.result()[i] for side, (own, i) in tails.items()}, all_orthonormal
+
+
+def _coefficients(setting: Setting, batch: _Batch, factors: list[Factors]):
+    """Coefficients (b, t, a), support (b, t, a) and residuals (b,) of a batch. Raises SolarError
+    where the solve fails."""
+    weights = np.zeros(batch.rows.shape[:2], np.float32)
+    for i, side in enumerate(batch.sides):
+        weights[i, : targets_of(setting, side)] = component_weights(setting, side, factors)
+    kept = np.array([kept_of(setting, s) if setting.keep != BUDGET else 0 for s in batch.sides])
+    solve = _project if batch.orthonormal else _solve
+    table, support, residuals = solve(setting, batch, weights, kept)
+    if not np.isfinite(table).all():
+        raise SolarError(f"ridge {setting.ridge} is too small for this basis; raise it")
+    return table, support, residuals
 
 
 def _project(setting: Setting, batch: _Batch, weights: np.ndarray, kept: np.ndarray):
-    """Coefficients (b, t, a), support (b, t, a) and residuals (b,) in orthonormal atoms."""
+    """As `_coefficients`, in orthonormal atoms."""
     if batch.atoms is None:
         group = as_group(setting.atoms, batch.sides)
         table = basis.analysed(setting.recipe, group, batch.rows, batch.size)
