@@ -1,8 +1,10 @@
 # Needs Python 3.11+ and make; everything else goes into a virtual environment here.
 #
 #   make run                        the default experiment; ARGS="seed=1 task=digits" is passed on
+#   make figures                    every figure and table of paper_figures/ from its committed CSV files
 #   make test                       all tests that need neither torch nor a download
 #   make test-parity, test-real     the same against torch and peft; on the real bases
+#   make fuzz                       hostile packets for about 3 minutes; RUNS, FUZZ_SECONDS set how long
 #   make PYTHON=python3.12 ...      another interpreter for a new environment
 
 PYTHON ?= python3
@@ -13,10 +15,18 @@ VENV := .venv
 # Apart, so that `make test` keeps proving that nothing needs torch.
 PARITY := .venv-parity
 
-.PHONY: run test test-parity test-real lint format
+# Atheris, the fuzzer that is guided by coverage, has wheels for Linux alone.
+FUZZ := .venv-fuzz
+RUNS ?= 20000
+FUZZ_SECONDS ?= 60
+
+.PHONY: run figures test test-parity test-real fuzz lint format
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.compare $(ARGS)
+
+figures: $(VENV)/.installed
+	$(VENV)/bin/python -m paper_figures $(ARGS)
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(ARGS)
@@ -26,6 +36,12 @@ test-parity: $(PARITY)/.installed
 
 test-real: $(PARITY)/.installed
 	$(PARITY)/bin/python -m pytest -m real $(ARGS)
+
+fuzz: $(FUZZ)/.installed
+	$(FUZZ)/bin/python -m tests.fuzz.campaign --mutants $(RUNS) $(ARGS)
+	$(FUZZ)/bin/python -m tests.fuzz.bombs
+	SOLAR_FUZZ_EXAMPLES=2000 $(FUZZ)/bin/python -m pytest tests/test_hostile.py -k any_fields
+	$(FUZZ)/bin/python -m tests.fuzz.guided -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=$(FUZZ)/
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -44,6 +60,11 @@ $(PARITY)/.installed: requirements.txt requirements-parity.txt
 	$(call environment,$(PARITY))
 	$(PARITY)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		-r requirements.txt -r requirements-parity.txt
+	@touch $@
+
+$(FUZZ)/.installed: requirements.txt requirements-fuzz.txt
+	$(call environment,$(FUZZ))
+	$(FUZZ)/bin/python -m pip install --quiet -r requirements.txt -r requirements-fuzz.txt
 	@touch $@
 
 # Make the environment $(1) unless it is there and whole: one cut short by Ctrl-C has no pip.

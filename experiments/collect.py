@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.table import markdown
+from paper_figures.tables import markdown
 from solar.errors import SolarError
 from solar.files import write_whole
 from solar.record import identity, read

@@ -7,71 +7,59 @@ deviation over seeds. The scale of bytes is logarithmic; bytes are the length of
 heads included.
 """
 
-import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from paper_figures import program, style
 from paper_figures import rows as results
-from paper_figures import style
-
-HERE = Path(__file__).resolve().parent
 
 
 def draw(
     rows: Sequence[dict[str, Any]],
     folder: str | Path,
     name: str = "accuracy_vs_bytes",
-    score: str = "score",
+    score: str = "test score",
 ) -> list[Path]:
     """Draw `rows` (tidy, one a packet and seed, limit rows among them) to `folder`/`name`.png and
     .pdf.
 
     `score` labels the upper axis. Raises ValueError when no row has a size and a score.
     """
-    panels: dict[tuple, list[dict[str, Any]]] = {}
-    for row in rows:
-        panels.setdefault(tuple(row.get(k) for k in ("base", "task", "group")), []).append(row)
-    points_of = {
-        where: results.over_seeds(r for r in part if _on_curve(r)) for where, part in panels.items()
-    }
-    points_of = {where: points for where, points in points_of.items() if points}
-    if not points_of:
+    panels = results.panels(rows, _on_curve)
+    if not panels:
         raise ValueError("no row has both bytes and score: run `python -m experiments.compare`")
     # One look per line over all panels, so that they share a legend.
-    everything = [point for points in points_of.values() for point in points]
+    everything = [point for panel in panels for point in panel.points]
     looks = _looks(results.lines(everything))
 
     figure, axes = style.figure(
         2,
-        len(points_of),
-        style.COLUMN * len(points_of),
+        len(panels),
+        style.COLUMN * len(panels),
         5.2,
         sharex="col",
         height_ratios=(1.25, 1),
     )
     legend: dict[str, Any] = {}
-    for column, (where, points) in enumerate(points_of.items()):
+    for column, (title, own, points) in enumerate(panels):
         upper, lower = axes[:, column]
         for label, (look, line) in looks.items():
             here = [point for point in line if point in points]
             if here:
                 legend[label] = _line(upper, here, "score", look)
                 _line(lower, here, "relative_error", look)
-        _references(upper, points)
-        curve = results.limit(panels[where])
+        style.score_levels(upper, points)
+        curve = results.limit(own)
         if curve:
             (legend["rate-distortion limit"],) = lower.plot(
                 *zip(*curve, strict=True), **style.LIMIT
             )
         _scale(lower, points)
         _mark_sizes(upper, points)
-        twice = sum(other[:2] == where[:2] for other in points_of) > 1
-        title = ", ".join(str(part) for part in (where if twice else where[:2]) if part)
         upper.set_title(title, pad=14)
         upper.set_ylabel(score if column == 0 else "")
         lower.set_ylabel("relative error of $\\Delta W$" if column == 0 else "")
@@ -80,7 +68,7 @@ def draw(
         legend.values(),
         legend.keys(),
         loc="outside lower center",
-        ncols=2 * len(points_of),
+        ncols=2 * len(panels),
         handlelength=2.6,
         columnspacing=1.2,
     )
@@ -120,31 +108,6 @@ def _line(axes: Any, line: list[dict[str, Any]], measure: str, look: dict[str, A
     )
 
 
-def _references(axes: Any, points: list[dict[str, Any]]) -> None:
-    """Horizontal lines at the scores of the base and of the adapter, named at the left edge."""
-    for measure, label, place in (
-        ("score_adapter", "adapter", "bottom"),
-        ("score_base", "base", "top"),
-    ):
-        values = [p[measure] for p in points if p.get(measure) is not None]
-        if not values:
-            continue
-        height = sum(values) / len(values)
-        axes.axhline(height, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
-        axes.annotate(
-            f"{label} {height:.3f}",
-            (0.01, height),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 1.5 if place == "bottom" else -1.5),
-            textcoords="offset points",
-            ha="left",
-            va=place,
-            fontsize=7,
-            color="#444444",
-        )
-    axes.margins(y=0.12)
-
-
 def _scale(axes: Any, points: list[dict[str, Any]]) -> None:
     """Bytes on a log axis from the smallest to the largest packet, ticks in bytes, kB and MB."""
     sizes = [p["bytes"] for p in points]
@@ -155,17 +118,9 @@ def _scale(axes: Any, points: list[dict[str, Any]]) -> None:
     decades = math.log10(max(sizes) / min(sizes))
     steps = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: readable(size)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: style.readable(size)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=-0.03)  # room for the markers of what is exact
-
-
-def readable(size: float) -> str:
-    """A size in bytes as 700 B, 1.5 kB, 12 kB, 3 MB (powers of ten)."""
-    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.3g} B"
 
 
 def _mark_sizes(axes: Any, points: list[dict[str, Any]]) -> None:
@@ -197,19 +152,7 @@ def _mark_sizes(axes: Any, points: list[dict[str, Any]]) -> None:
         axes.axvline(size, color="#d9d9d9", linewidth=0.6, zorder=0)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the committed CSV, or the one given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("csv", nargs="?", default=HERE / "data" / "accuracy_vs_bytes.csv")
-    parser.add_argument("--out", default=HERE, help="folder for the PNG and the PDF")
-    parser.add_argument("--score", default="test score", help="label of the upper axis")
-    given = parser.parse_args(arguments)
-    try:
-        paths = draw(results.read(given.csv), given.out, score=given.score)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print("\n".join(map(str, paths)))
+main = program.command(draw, "smollm2_sentiment.csv", __doc__, score="label of the upper axis")
 
 
 if __name__ == "__main__":

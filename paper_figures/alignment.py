@@ -10,9 +10,7 @@ line per module; its random subspace is dashed in the same colour. Several seeds
 averaged.
 """
 
-import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from paper_figures import rows as results
-from paper_figures import style
-
-HERE = Path(__file__).resolve().parent
+from paper_figures import program, style
 
 COLUMNS = ("base", "layer", "module", "side", "size", "alignment", "random", "chance")
 _COLORS = (
@@ -113,18 +108,7 @@ def _by_layer(rows: Sequence[dict[str, Any]], column: str) -> tuple[list[float],
     return ordered, [statistics.fmean(layers[layer]) for layer in ordered]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the committed CSV, or the one given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("csv", nargs="?", default=HERE / "data" / "alignment.csv")
-    parser.add_argument("--out", default=HERE, help="folder for the PNG and the PDF")
-    given = parser.parse_args(arguments)
-    try:
-        paths = draw(results.read(given.csv), given.out)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print("\n".join(map(str, paths)))
+main = program.command(draw, "alignment.csv", __doc__)
 
 
 if __name__ == "__main__":

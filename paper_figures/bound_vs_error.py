@@ -17,8 +17,6 @@ adapter over eps. Below, by case, bound / error at every point, 1 where the boun
 is vacuous stands in the shaded bands, under the infinity sign below.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from paper_figures import rows as results
-from paper_figures import style
-
-HERE = Path(__file__).resolve().parent
+from paper_figures import program, style
 
 COLUMNS = ("case", "layer", "side", "N", "eps", "which", "measured", "bound", "slack", "vacuous")
 
@@ -170,18 +165,7 @@ def _legend(part: Any, looks: dict) -> None:
                 handlelength=1.9)  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the committed CSV, or the one given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("csv", nargs="?", default=HERE / "data" / "bound_check.csv")
-    parser.add_argument("--out", default=HERE, help="folder for the PNG and the PDF")
-    given = parser.parse_args(arguments)
-    try:
-        paths = draw(results.read(given.csv), given.out)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print("\n".join(map(str, paths)))
+main = program.command(draw, "bound_check.csv", __doc__)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import csv
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MEASURES = (
     *("bytes", "payload", "header", "heads", "ratio", "score", "loss"),
@@ -27,7 +27,7 @@ SETTING = (
 )
 
 # What a line of SOLAR says of itself, unless it is the paper's own form.
-_USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
+USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
 _UNUSUAL = {"basis": "{} basis", "atoms": "{} atoms", "dtype": "{}"}
 
 _NAMES = {
@@ -113,14 +113,11 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
     solar = [p for p in points if p.get("codec") == "solar"]
     families: dict[tuple, list[Mapping[str, Any]]] = {}
     for point in solar:
-        family = (*(point.get(k) for k in _USUAL), point.get("keep") is not None)
+        family = (*(point.get(k) for k in USUAL), point.get("keep") is not None)
         families.setdefault(family, []).append(point)
     found: dict[str, list[Mapping[str, Any]]] = {}
     for (*kinds, kept), members in families.items():
-        parts = ["SOLAR"]
-        for key, value in zip(_USUAL, kinds, strict=True):
-            if value is not None and value != _USUAL[key]:
-                parts.append(_UNUSUAL[key].format(value))
+        parts = _form(dict(zip(USUAL, kinds, strict=True)))
         several_eps = len({p.get("eps") for p in members}) > 1
         several_sizes = kept and len({p.get("N") for p in members}) > 1
         for point in sorted(members, key=lambda p: (p.get("eps") or 0, p.get("N") or 0)):
@@ -141,6 +138,58 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
         if point.get("codec") not in ("solar", "compact", "bits", *_NAMES):
             found.setdefault(str(point.get("codec")), []).append(point)
     return {name: sorted(line, key=lambda p: p["bytes"]) for name, line in found.items() if line}
+
+
+def _form(point: Mapping[str, Any]) -> list[str]:
+    """SOLAR, and what of basis, atoms and dtype is not the paper's own."""
+    unusual = (k for k, usual in USUAL.items() if point.get(k) not in (None, usual))
+    return ["SOLAR", *(_UNUSUAL[k].format(point[k]) for k in unusual)]
+
+
+def describe(point: Mapping[str, Any]) -> str:
+    """What a point is, in words for matplotlib and LaTeX alike: symbols stand between dollars."""
+    if point.get("codec") == "solar":
+        dials = (("$N$", "N"), ("$\\epsilon$", "eps"), ("$K$", "keep"))
+        known = [f"{sign} = {point[k]:g}" for sign, k in dials if point.get(k) is not None]
+        return ", ".join([*_form(point), *known])
+    if point.get("codec") == "float16":
+        return _NAMES["float16"]
+    return str(point.get("label") or point.get("codec"))
+
+
+class Panel(NamedTuple):
+    """What belongs into one picture or table: a base, a task and a configuration."""
+
+    title: str
+    rows: list[Mapping[str, Any]]
+    points: list[dict[str, Any]]
+
+
+def panels(
+    rows: Iterable[Mapping[str, Any]], chosen: Callable[[Mapping[str, Any]], bool]
+) -> list[Panel]:
+    """A panel per base, task and configuration, with all its rows and the points of the `chosen`
+    ones; panels without a point are left out. The title names the configuration only where two
+    panels share base and task."""
+    parts: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault(tuple(row.get(k) for k in ("base", "task", "group")), []).append(row)
+    points = {where: over_seeds(r for r in part if chosen(r)) for where, part in parts.items()}
+    points = {where: found for where, found in points.items() if found}
+    named = []
+    for where, found in points.items():
+        twice = sum(other[:2] == where[:2] for other in points) > 1
+        title = ", ".join(str(part) for part in (where if twice else where[:2]) if part)
+        named.append(Panel(title, parts[where], found))
+    return named
+
+
+def on_grid(row: Mapping[str, Any]) -> bool:
+    """Whether a row is the paper's own form at a basis size N and a perturbation eps, and scored:
+    every coefficient of the leading N singular vectors, in float16."""
+    own = row.get("codec") == "solar" and row.get("keep") is None
+    own = own and all(row.get(k) in (None, usual) for k, usual in USUAL.items())
+    return own and all(row.get(k) is not None for k in ("N", "eps", "score"))
 
 
 def limit(rows: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -6,20 +6,23 @@ width at which they are printed, so no text shrinks on the page.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # files only: no display is needed, and none is opened
 
 from matplotlib import pyplot as plt  # noqa: E402  the backend has to be chosen first
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 COLUMN = 3.4  # inches: the width of one column of a two-column page
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+WINE = "#882255"  # Tol's; darker than all but black, blue and green
 
 # What lines of the paper's form take in turn, one per perturbation or basis. The first marker is
 # filled and the others are open and grow, so that points on the same spot show as nested shapes.
@@ -29,7 +32,7 @@ SOLAR = (
     {"color": VERMILLION, "marker": "s", "linestyle": "--", "markersize": 5.5, **_OPEN},
     {"color": GREEN, "marker": "^", "linestyle": "-.", "markersize": 7.5, **_OPEN},
     {"color": PURPLE, "marker": "D", "linestyle": ":", "markersize": 6.5, **_OPEN},
-    {"color": SKY, "marker": "p", "linestyle": "-", "markersize": 8.5, **_OPEN},
+    {"color": WINE, "marker": "p", "linestyle": "-", "markersize": 8.5, **_OPEN},
     {"color": ORANGE, "marker": "h", "linestyle": "--", "markersize": 9.5, **_OPEN},
 )
 
@@ -88,6 +91,40 @@ def stacked(columns: Sequence[int], heights: Sequence[float], width: float):
         for part, count in zip(parts, columns, strict=True)
     ]
     return whole, parts, rows
+
+
+def readable(size: float) -> str:
+    """A size in bytes as 700 B, 1.5 kB, 12 kB, 3 MB (powers of ten)."""
+    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size:.3g} B"
+
+
+def level(axes: Axes, height: float, name: str) -> None:
+    """A dotted horizontal line at `height`, named outside the right edge, where no marker is."""
+    axes.axhline(height, color=GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
+    axes.annotate(
+        f"{name}\n{height:.3f}",
+        (1, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(2, 0),
+        textcoords="offset points",
+        ha="left",
+        va="center",
+        fontsize=6.5,
+        color="#444444",
+        annotation_clip=False,
+    )
+
+
+def score_levels(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    """The mean scores of the base and of the adapter, where the points have them."""
+    for measure, name in (("score_adapter", "adapter"), ("score_base", "base")):
+        values = [p[measure] for p in points if p.get(measure) is not None]
+        if values:
+            level(axes, sum(values) / len(values), name)
+    axes.margins(y=0.12)
 
 
 def save(drawn: Figure, folder: str | os.PathLike, name: str) -> list[Path]:

@@ -3,7 +3,6 @@ and back. No model is built; of the base only the adapted weights are read, one 
 """
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from solar.codec import packet
 from solar.codec.container import PacketError, Watch, unwatched
 from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 from solar.errors import SolarError
+from solar.files import replace_whole
 
 PRESETS = ("paper", "compact")
 DEFAULT_SHARE = 64  # without a budget the update may have this fraction of the adapter's file
@@ -91,7 +91,7 @@ def compress(
 
 
 def _head_bytes(heads: dict, dtype: str) -> int:
-    from solar.codec.container import pack_heads
+    from solar.codec.heads import pack_heads
 
     return len(pack_heads(heads, dtype))
 
@@ -111,6 +111,11 @@ def _decode(file: str | os.PathLike, base: str, watch: Watch):
         cache=packages.cache_dir() / "bases",
         watch=watch,
     )
+    for name in decoded.heads:
+        # PEFT takes a head's module from its name, and an empty one for every module there is.
+        module, _, parameter = name.rpartition(".")
+        if not (module and parameter) or ".lora_" in name:
+            raise PacketError(f"packet is altered: head {name} is not a parameter of a module")
     return decoded, weights
 
 
@@ -137,17 +142,11 @@ def expand(
     decoded, weights = _decode(file, base, watch)
     pairs = {name: (f.left, f.right.T, 1.0) for name, f in decoded.factors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    # Everything happens in a folder beside `out` that goes away in any case.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        fresh, old = Path(beside) / "new", Path(beside) / "old"
         peft_io.write(fresh, Adapter(pairs, decoded.heads), weights.family, weights.source)
-        fresh.chmod(0o755)
-        if out.is_dir() and not out.is_symlink():
-            shutil.rmtree(out)
-        elif out.exists() or out.is_symlink():
-            out.unlink()
-        fresh.rename(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        replace_whole(fresh, out, old)
     return decoded.header | {"directory": str(out)}
 
 

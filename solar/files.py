@@ -23,3 +23,17 @@ def write_whole(path: str | Path, data: bytes) -> Path:
         os.unlink(name)
         raise
     return path
+
+
+def replace_whole(fresh: Path, path: Path, old: Path) -> None:
+    """Renames the folder ``fresh`` to ``path``; what was there goes to ``old``, and back again
+    where that fails.
+    """
+    try:
+        if os.path.lexists(path):
+            path.rename(old)
+        fresh.rename(path)
+    except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
+        raise

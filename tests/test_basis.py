@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from solar.codec import singular
+from solar.codec import basis, singular
 from solar.codec.basis import Sides, atoms, positions, sources
 from solar.codec.container import identify
 from solar.codec.recipe import Recipe
@@ -156,3 +156,21 @@ def test_rank_deficient_weights_use_their_own_rank():
 def test_recipes_are_checked(wrong):
     with pytest.raises(SolarError):
         Recipe(**wrong)
+
+
+def test_draws_without_repeats_take_what_is_left_in_rising_order():
+    drawn = np.random.default_rng(4).integers(0, 2**32, (2, 5, 11), dtype=np.uint32)
+    ranks = np.array([4, 11])
+    found = basis._without_repeats(drawn, ranks)
+    for side, rank in enumerate(ranks):
+        for words, chosen in zip(drawn[side], found[side], strict=True):
+            left, expected = [], []
+            for word in words.tolist():
+                left = left or list(range(rank))
+                expected.append(left.pop(word % len(left)))
+            assert chosen.tolist() == expected
+
+
+def test_cosines_are_orthonormal_where_they_are_built_in_pieces():
+    rows = basis._cosines(600).astype(np.float64)
+    assert np.abs(rows @ rows.T - np.eye(600)).max() < 1e-6

@@ -56,6 +56,19 @@ def test_compact_fills_every_budget(base, update, heads):
     assert (np.diff(errors) < 0.002).all() and errors[-1] < 0.05 * errors[0]
 
 
+@pytest.mark.parametrize("kind", ["orthogonal", "singular"])
+def test_the_bits_of_the_sides_are_the_payload(base, update, kind):
+    """Of square weights both sides share a byte of energy, of others each has its own."""
+    setting = Setting(Recipe(kind, MAX_SIZE if kind == "orthogonal" else 32), keep=BUDGET,
+                      dtype="entropy")  # fmt: skip
+    report = made(update, base, setting, 2000).report
+    spent = sum(sum(layer.get("bits", {}).values()) for layer in report["layers"]) / 8
+    # Besides: the price and the dials, and the last word of the stream.
+    assert 0 <= report["bytes"]["payload"] - ecsq.HEAD.size - spent < 10
+    for layer in report["layers"]:
+        assert set(layer.get("bits", {})) in (set(), {"left", "right"})
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("orthogonal", d) for d in ("float16", "int8", "int4", "int2", "sign", "auto")]
@@ -123,6 +136,23 @@ def test_relative_errors_spread_over_layers(base, update):
         worst[relative] = max(parts), coded.report["relative_error"], np.std(parts)
     assert worst[0.0][0] > worst[0.5][0] > worst[1.0][0] and worst[1.0][2] < 0.5 * worst[0.0][2]
     assert worst[0.0][1] < worst[0.5][1] < worst[1.0][1]
+
+
+def test_layers_that_are_left_out_do_not_matter_to_the_receiver():
+    """The largest update is a poor buy (many coefficients), so small files leave it out."""
+    rng = np.random.default_rng(5)
+    shapes = {"00.q": (400, 300), "00.v": (32, 48), "01.q": (64, 48), "01.v": (32, 48)}
+    scales = dict(zip(shapes, (0.05, 0.1, 0.2, 0.3), strict=True))
+    update = canonical({k: (rng.normal(size=(m, 2)), rng.normal(size=(2, n)), scales[k])
+                        for k, (m, n) in shapes.items()})  # fmt: skip
+    own = {k: rng.normal(size=shape).astype(np.float32) for k, shape in shapes.items()}
+    left_out = 0
+    for relative in (0.0, 0.6, 1.0):
+        setting = Setting(COMPACT.recipe, keep=BUDGET, dtype="entropy", relative=relative)
+        for size in (150, 180, 230, 300):
+            coded = made(update, own, setting, size)
+            left_out += coded.factors["00.q"].left.shape[1] == 0
+    assert left_out
 
 
 def test_levels_are_the_hull_of_a_real_quantiser():

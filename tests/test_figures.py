@@ -13,7 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import collect, plot, table
-from paper_figures import accuracy_vs_bytes, alignment, bound_vs_error, rows
+from paper_figures import __main__ as everything
+from paper_figures import accuracy_vs_bytes, alignment, bound_vs_error, latex, parity, rows
 from solar.errors import SolarError
 from solar.record import write
 
@@ -286,7 +287,7 @@ def test_vacuous_bounds_are_drawn_apart(tmp_path):
         bound_vs_error.draw([r for r in found if r["which"] != "outputs"], tmp_path)
 
 
-@pytest.mark.parametrize("program", [accuracy_vs_bytes, alignment, bound_vs_error])
+@pytest.mark.parametrize("program", [*everything.FIGURES, latex, parity])
 def test_a_figure_without_its_csv_is_a_mistake(program, tmp_path, capsys):
     (tmp_path / "empty.csv").write_text("base,layer\n")
     for name in ("missing.csv", "empty.csv"):

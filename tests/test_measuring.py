@@ -1,10 +1,11 @@
-"""Programs that measure an adapter's weights and score nothing: alignment and reach."""
+"""Programs that measure an adapter's weights and score nothing: alignment, reach, layer budget."""
 
 import csv
 
 import pytest
 
-from experiments import alignment, csv_file, reach
+from experiments import alignment, csv_file, layer_budget, reach
+from paper_figures import layer_budget as figure
 
 TINY = ["tiny=true", "model=tiny-gpt2", "task=synthetic_text", "codec=tiny", "tracking=disabled"]
 
@@ -35,6 +36,25 @@ def test_reach_compares_every_code_with_the_limit(monkeypatch, tmp_path):
     for row in rows:
         # No code of Gaussian factors is below Shannon's bound.
         assert float(row["ratio"]) > 1 and int(row["payload"]) < int(row["bytes"])
+
+
+def test_layer_budget_accounts_for_the_bytes_of_the_file(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path, layer_budget, "+budget=700")
+    assert tuple(rows[0]) == figure.COLUMNS
+    spent = sum(float(row["bits"]) for row in rows) / 8
+    assert 300 < spent < 700  # what is left is the header
+    for left, right in zip(rows[::2], rows[1::2], strict=True):
+        assert (left["side"], right["side"]) == ("left", "right")
+        for column in ("layer", "module", "rank", "relative_error"):
+            assert left[column] == right[column]
+        for row in (left, right):
+            assert (float(row["bits"]) > 0) == (int(row["rank"]) > 0)
+        assert 0 <= float(left["relative_error"]) < 1.2
+    more = run(monkeypatch, tmp_path, layer_budget, "+budget=1400")
+    assert len(more) == 2 * len(rows)  # another budget has rows of its own
+    errors = [sum(float(r["relative_error"]) for r in more if r["budget"] == b)
+              for b in ("700", "1400")]  # fmt: skip
+    assert errors[1] < errors[0]
 
 
 def test_rows_of_others_stay(tmp_path):

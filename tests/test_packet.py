@@ -16,6 +16,7 @@ from solar.codec import container, packet, singular
 from solar.codec.container import PacketError
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical, relative_error
+from solar.codec.heads import unpack_heads
 from solar.codec.recipe import Recipe, Setting
 from solar.errors import SolarError
 
@@ -389,14 +390,14 @@ def test_hostile_heads():
         dims = np.array(shape, "<u4").tobytes()
         return struct.pack("<HBB", len(name), code, len(shape)) + name + dims + values
 
-    assert list(container.unpack_heads(head() + head(b"i"))) == ["h", "i"]
+    assert list(unpack_heads(head() + head(b"i"))) == ["h", "i"]
     for broken in (
         head(shape=(2**32 - 1,) * 8), head(shape=(3,)), head(code=7), head(b"\xff"), head()[:3],
         head() + head(), head(b"i") + head(b"h"), head(shape=(0,), values=b""),
         head(values=b"\0\x7c\0\0"), struct.pack("<HBB", 1, 0, 200) + b"h",
     ):  # fmt: skip
         with pytest.raises(PacketError):
-            container.unpack_heads(broken)
+            unpack_heads(broken)
 
 
 def test_rank_tables():

@@ -68,3 +68,23 @@ def test_other_bytes_are_refused():
         assert supports.pack(zip(found, SIZES, chances, strict=True)) == bytes(broken)
         same += 1
     assert other and same
+
+
+def test_long_supports_are_coded_in_runs(monkeypatch):
+    rng = np.random.default_rng(3)
+    sizes, chances = [1000, 64, 5], [0.1, 0.5, 1.0]
+    marked = [np.flatnonzero(rng.random(n) < p) for n, p in zip(sizes, chances, strict=True)]
+    whole = supports.pack(zip(marked, sizes, chances, strict=True))
+    for run in (1, 7, 64):
+        monkeypatch.setattr(supports, "RUN", run)
+        assert supports.pack(zip(marked, sizes, chances, strict=True)) == whole
+        found = supports.unpack(whole, sizes, chances)
+        assert all(np.array_equal(a, b) for a, b in zip(found, marked, strict=True))
+
+
+def test_fewest_positions_of_a_density():
+    for size in (1, 2, 24, 255, 1000):
+        codes = np.array([supports.density(k, size) for k in range(size + 1)])
+        for code in np.unique(codes):
+            least = int(np.flatnonzero(codes == code)[0])
+            assert least - 1 <= supports.fewest(np.array([code], np.uint8), size)[0] <= least

@@ -20,6 +20,7 @@ import numpy as np
 from solar.codec import bound, container, quantize
 from solar.codec.container import Base, Encoded, Packet, PacketError
 from solar.codec.factors import Factors
+from solar.codec.heads import pack_heads
 from solar.errors import SolarError
 
 KINDS = ("float32", "float16", "truncate", "bits")
@@ -109,7 +110,7 @@ def encode(
         payload = quantize.store(entries, dtype, power)
     packet = Packet(
         method, parameters, known.hash, container.listed(known, usual_names), ranks, payload,
-        container.pack_heads(heads, head_dtype),
+        pack_heads(heads, head_dtype),
     )  # fmt: skip
     data = container.pack(packet)
     decoded = decode(packet, known)

@@ -52,11 +52,14 @@ class Sides(NamedTuple):
 def _cosines(dim: int) -> np.ndarray:
     """Rows of the orthonormal DCT-II matrix, float32 from float64."""
     i = np.arange(dim)
-    # The angle is reduced in integers, so large products lose nothing.
-    angle = (i[:, None] * (2 * i[None, :] + 1)) % (4 * dim) * (np.pi / (2 * dim))
-    rows = np.cos(angle) * np.sqrt(2.0 / dim)
-    rows[0] /= np.sqrt(2.0)
-    return rows.astype(np.float32)
+    rows = np.empty((dim, dim), np.float32)
+    for first in range(0, dim, 256):  # in float64, of which the whole may be too much
+        # The angle is reduced in integers, so large products lose nothing.
+        lines = i[first : first + 256, None]
+        angle = lines * (2 * i + 1) % (4 * dim) * (np.pi / (2 * dim))
+        rows[first : first + 256] = np.cos(angle) * np.sqrt(2.0 / dim)
+    rows[0] = np.sqrt(2.0 / dim) / np.sqrt(2.0)
+    return rows
 
 
 def _keys(recipe: Recipe, group: Sides, stream: int, ids: np.ndarray) -> np.ndarray:
@@ -84,12 +87,10 @@ def _without_repeats(drawn: np.ndarray, ranks: np.ndarray) -> np.ndarray:
         taken = c % ranks  # how many the present round has used
         pick = drawn[:, :, c].astype(np.int64) % (ranks - taken)
         # Skip, in rising order, the indices that the round has used already.
-        fresh = np.arange(width)[None, None, :] >= (c - taken)[:, :, None]
-        fresh &= np.arange(width)[None, None, :] < c
-        used = np.sort(np.where(fresh, chosen, np.iinfo(np.int64).max), axis=2)
-        for j in range(c):
-            pick += pick >= used[:, :, j]
-        chosen[:, :, c] = pick
+        fresh = np.arange(c)[None, None, :] >= (c - taken)[:, :, None]
+        used = np.sort(np.where(fresh, chosen[:, :, :c], np.iinfo(np.int64).max), axis=2)
+        # The j-th of them is passed by a pick that is at least as large, less the j before it.
+        chosen[:, :, c] = pick + (used - np.arange(c) <= pick[:, :, None]).sum(axis=2)
     return chosen
 
 

@@ -30,17 +30,22 @@ WHOLE = 8  # as many as a byte has bits
 WHOLE_STEP = 1e-5
 
 
-def sketch(rows: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+def energy(table: np.ndarray) -> np.ndarray:
+    """Sums of squares (b,) float64 of a table (b, ., .)."""
+    table = np.asarray(table, np.float64)
+    return np.einsum("bij,bij->b", table, table)
+
+
+def sketch(rows: np.ndarray, sent: np.ndarray) -> np.ndarray:
     """(b, t, ROWS) float64 numbers of a batch of sides.
 
-    rows (b, t, d) float32 are what coefficients (b, a, t') decode to.
+    rows (b, t, d) float32 are what coefficients of energy `sent` (b,) decode to.
     """
     dim = rows.shape[-1]
     keys = threefry.fold(0, dim, STREAM, np.arange(ROWS))
     signs = np.where(threefry.words(keys, dim) >> 31, -1.0, 1.0)
     rows = np.asarray(rows, np.float64)
-    energy = np.sum(rows**2, axis=(1, 2)) + np.sum(coefficients.astype(np.float64) ** 2, (1, 2))
-    norm = np.sqrt(energy)[:, None, None]
+    norm = np.sqrt(energy(rows) + sent)[:, None, None]
     return rows @ signs.T / np.where(norm > 0, norm, 1)
 
 

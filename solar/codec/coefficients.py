@@ -142,36 +142,62 @@ class Frames:
         return [self.loaded[side.layer][side.side] for side in batch] if self.loaded else None
 
 
+def atoms_of(positions: np.ndarray, size: int) -> np.ndarray:
+    """The atoms (a,) of `size` that carry a coefficient, rising."""
+    carries = np.zeros(size, bool)
+    carries[positions % size] = True
+    return np.flatnonzero(carries)
+
+
 def _table(
-    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients],
-    columns: Mapping[Side, np.ndarray], width: int,
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients], atoms: list[np.ndarray],
+    width: int,
 ) -> np.ndarray:  # fmt: skip
-    """Coefficients (b, t, width) float32 of a batch; columns (k,) of every side: where each of its
-    coefficients stands."""
+    """Coefficients (b, t, width) float32 of a batch that belong to the given rising atoms of each
+    side, in their order."""
     targets = max(targets_of(setting, side) for side in batch)
     table = np.zeros((len(batch), targets, width), np.float32)
-    for i, side in enumerate(batch):
-        target = sent[side].positions // size_of(setting, side)
-        table[i, target, columns[side]] = sent[side].values
+    for i, (side, own) in enumerate(zip(batch, atoms, strict=True)):
+        size = size_of(setting, side)
+        place = np.full(size, -1)
+        place[own] = np.arange(len(own))
+        target, atom = np.divmod(sent[side].positions, size)
+        here = place[atom] >= 0
+        table[i, target[here], place[atom[here]]] = sent[side].values[here]
     return table
 
 
-def _built(
-    setting: Setting, batch: list[Side], used: Mapping[Side, np.ndarray], count: int,
-    frames: Frames, embedded: Mapping[Side, np.ndarray] | None,
-) -> np.ndarray:  # fmt: skip
-    """Atoms (b, count, width * d) float32 that carry a coefficient; after them any others."""
-    if embedded is not None:
-        flat = np.zeros((len(batch), count, embedded[batch[0]].shape[1]), np.float32)
-        for i, side in enumerate(batch):
-            flat[i, : len(used[side])] = embedded[side]
-        return flat
-    ids, group = np.zeros((len(batch), count), np.uint32), as_group(setting.atoms, batch)
-    for i, side in enumerate(batch):
-        ids[i, : len(used[side])] = used[side]
-    unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
-    atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
-    return np.asarray(atoms).reshape(len(batch), count, -1)
+def _summed(
+    setting: Setting, batch: list[Side], sent: Mapping[Side, Coefficients],
+    used: Mapping[Side, np.ndarray], count: int, frames: Frames,
+    embedded: Mapping[Side, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Rows (b, t, d) that the coefficients add up to, and their energies (b,). Only atoms that
+    carry one are built, after them any others times zero up to `count`; a side that has too many
+    for once, in pieces."""
+    group = as_group(setting.atoms, batch)
+    targets = max(targets_of(setting, side) for side in batch)
+    length = group.dim * group.width
+    room = max(1, 2 * CHUNK_BYTES // (4 * len(batch) * (length + targets)))
+    step = math.ceil(count / math.ceil(count / room))
+    rows, energy = np.zeros(1, np.float32), np.zeros(1)
+    for first in range(0, count, step):
+        own = [used[side][first : first + step] for side in batch]
+        if embedded is not None:
+            flat = np.zeros((len(batch), step, length), np.float32)
+            for i, side in enumerate(batch):
+                flat[i, : len(own[i])] = embedded[side][first : first + step]
+        else:
+            ids = np.zeros((len(batch), step), np.uint32)
+            for i, which in enumerate(own):
+                ids[i, : len(which)] = which
+            unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch(batch))
+            atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)
+            flat = np.asarray(atoms).reshape(len(batch), step, -1)
+        table = _table(setting, batch, sent, own, step)
+        rows = rows + np.matmul(table, flat)
+        energy = energy + checksum.energy(table)
+    return rows.reshape(len(batch), -1, batch[0].dim), energy
 
 
 def rebuild(
@@ -185,24 +211,29 @@ def rebuild(
 
     embedded: the atoms in use (a, width * d) of every side, where the file brings them itself.
     """
-    atom = {side: sent[side].positions % size_of(setting, side) for side in sides}
-    used, places = {}, {}
+    used = {}
     for side in sides:
-        used[side], places[side] = np.unique(atom[side], return_inverse=True)
+        own = sent[side].positions
+        # A file brings atoms for all that it says a number of; none is built for a zero.
+        own = own[sent[side].values != 0] if embedded is None else own
+        used[side] = atoms_of(own, size_of(setting, side))
     decoded: dict[Side, np.ndarray] = {}
     numbers: dict[Side, np.ndarray] = {}
     most = max((len(which) for which in used.values()), default=0)
-    count = max(1, math.ceil(most / BUCKET)) * BUCKET
-    for batch in batches(setting.atoms, sides, lambda _: count):
+    most = max(1, math.ceil(most / BUCKET)) * BUCKET
+    # What atoms add up to takes memory too.
+    room = max(most, *(targets_of(setting, side) for side in sides)) if sides else most
+    for batch in batches(setting.atoms, sides, lambda _: room):
         group, size = as_group(setting.atoms, batch), size_of(setting, batch[0])
         if embedded is None and basis.implicit(setting.recipe, group, size):
-            table = _table(setting, batch, sent, atom, size)
-            rows = basis.composed(setting.recipe, group, table)
+            table = _table(setting, batch, sent, [np.arange(size)] * len(batch), size)
+            rows, energy = basis.composed(setting.recipe, group, table), checksum.energy(table)
         else:
-            table = _table(setting, batch, sent, places, count)
-            flat = _built(setting, batch, used, count, frames, embedded)
-            rows = np.matmul(table, flat).reshape(len(batch), -1, batch[0].dim)
-        marks = checksum.sketch(rows, table)
+            count, own = most, max(len(used[side]) for side in batch)
+            while count > max(2 * own, BUCKET):  # halves, so that there are still few shapes
+                count = math.ceil(count / 2 / BUCKET) * BUCKET
+            rows, energy = _summed(setting, batch, sent, used, count, frames, embedded)
+        marks = checksum.sketch(rows, energy)
         for i, side in enumerate(batch):
             decoded[side] = np.ascontiguousarray(rows[i, : side.rank].T)
             numbers[side] = marks[i, : side.rank]

@@ -20,7 +20,6 @@ allocated by it; whatever is wrong raises PacketError and names the fault.
 """
 
 import hashlib
-import math
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +28,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solar.codec.factors import Factors
-from solar.codec.quantize import FLOATS
 from solar.errors import SolarError
 
 MAGIC = b"SOLR"
@@ -38,8 +36,8 @@ METHODS = ("solar", "float", "bits")  # the byte in the file is the index
 LISTED, IMPLIED, EMBEDDED = 1, 2, 4
 FIXED = struct.Struct("<4sBBBB16sHIIQQ")
 CHECKSUM = 8
-HEAD_DTYPES = ("float16", "float32", "int8")  # the byte in the file is the index
-MAX_NAME = 1024  # bytes in one name, a limit on what a listed table may unpack to
+MAX_NAME = 1024  # bytes in one name
+MAX_NAMES = 2**22  # bytes in all listed names, which a few kilobytes may unpack to
 MAX_RANK = 16383  # two varint bytes
 
 
@@ -190,22 +188,37 @@ def _unpack_ranks(data: bytes, layers: int) -> tuple[int, ...]:
 def _unpack_names(data: bytes, layers: int) -> tuple[str, ...]:
     inflate = zlib.decompressobj()
     try:
-        raw = inflate.decompress(data, layers * (MAX_NAME + 1))
-        names = tuple(raw.decode().split("\n"))
-    except (zlib.error, UnicodeDecodeError):
+        raw = inflate.decompress(data, min(layers * (MAX_NAME + 1), MAX_NAMES))
+    except zlib.error:
         raise PacketError("packet is altered: its layer names do not unpack") from None
     if not inflate.eof or inflate.unused_data:
         raise PacketError("packet is altered: its layer names do not unpack")
-    if len(names) != layers or list(names) != sorted(set(names)):
+    if raw.count(b"\n") != layers - 1:
         raise PacketError("packet is altered: its layer names are not a sorted table")
+    try:
+        names = tuple(name.decode() for name in raw.split(b"\n"))
+    except UnicodeDecodeError:
+        raise PacketError("packet is altered: its layer names do not unpack") from None
+    if list(names) != sorted(set(names)):
+        raise PacketError("packet is altered: its layer names are not a sorted table")
+    if not all(map(plain, names)):
+        raise PacketError("packet is altered: a layer has a broken name")
     return names
+
+
+def plain(name: str) -> bool:
+    """Whether a module or parameter may have this name. Names are shown to people and become keys
+    of a file, so there is no control character among them."""
+    return name.isprintable() and 0 < len(name.encode()) <= MAX_NAME
 
 
 def _pack_names(names: tuple[str, ...] | None) -> bytes:
     if names is None:
         return b""
-    if any("\n" in name or len(name.encode()) > MAX_NAME for name in names):
-        raise SolarError(f"a layer name exceeds {MAX_NAME} bytes or holds a line break")
+    if not all(map(plain, names)):
+        raise SolarError(f"a layer name exceeds {MAX_NAME} bytes or holds unprintable characters")
+    if sum(len(name.encode()) + 1 for name in names) > MAX_NAMES:
+        raise SolarError(f"layer names exceed {MAX_NAMES:,} bytes, the most a packet lists")
     return zlib.compress("\n".join(names).encode(), 9)
 
 
@@ -232,24 +245,31 @@ def pack(packet: Packet) -> bytes:
     return body + hashlib.sha256(body).digest()[:CHECKSUM]
 
 
+def check_length(first: bytes, total: int) -> None:
+    """Raises PacketError where a file of `total` bytes that begins with `first` (FIXED.size bytes,
+    or all there are) is no packet of that length."""
+    if first[:4] != MAGIC[: len(first)] or not first:
+        raise PacketError("not a .solar packet: it does not begin with SOLR")
+    if len(first) > 4 and first[4] != VERSION:
+        raise PacketError(
+            f"packet has format version {first[4]}, this program reads {VERSION}; update solar"
+            if first[4] > VERSION
+            else f"packet is altered: there is no format version {first[4]}"
+        )
+    if len(first) < FIXED.size or total < FIXED.size + CHECKSUM:
+        raise PacketError(f"packet is truncated: {total} bytes are less than its header")
+    _, _, _, _, in_parameters, _, _, *lengths = FIXED.unpack_from(first)
+    expected = FIXED.size + in_parameters + sum(lengths) + CHECKSUM
+    if total < expected:
+        raise PacketError(f"packet is truncated: {total} bytes of {expected}")
+    if total > expected:
+        raise PacketError(f"packet is altered: {total - expected} bytes after its end")
+
+
 def unpack(data: bytes) -> Packet:
     """A packet taken apart, its checksum verified. Raises PacketError naming what is wrong."""
-    if data[:4] != MAGIC[: len(data)] or not data:
-        raise PacketError("not a .solar packet: it does not begin with SOLR")
-    if len(data) > 4 and data[4] != VERSION:
-        raise PacketError(
-            f"packet has format version {data[4]}, this program reads {VERSION}; update solar"
-            if data[4] > VERSION
-            else f"packet is altered: there is no format version {data[4]}"
-        )
-    if len(data) < FIXED.size + CHECKSUM:
-        raise PacketError(f"packet is truncated: {len(data)} bytes are less than its header")
+    check_length(data[: FIXED.size], len(data))
     _, _, method, flags, in_parameters, base_hash, layers, *lengths = FIXED.unpack_from(data)
-    expected = FIXED.size + in_parameters + sum(lengths) + CHECKSUM
-    if len(data) < expected:
-        raise PacketError(f"packet is truncated: {len(data)} bytes of {expected}")
-    if len(data) > expected:
-        raise PacketError(f"packet is altered: {len(data) - expected} bytes after its end")
     if hashlib.sha256(data[:-CHECKSUM]).digest()[:CHECKSUM] != data[-CHECKSUM:]:
         raise PacketError("packet is altered: its checksum does not match; fetch the file again")
     if method >= len(METHODS):
@@ -277,86 +297,6 @@ def byte_counts(packet: Packet, total: int) -> dict[str, int]:
     """Bytes by part; header is everything but payload and heads, the checksum included."""
     payload, heads = len(packet.payload), len(packet.heads)
     return {"total": total, "payload": payload, "header": total - payload - heads, "heads": heads}
-
-
-# ------------------------------------------------------------------------------------- the heads
-
-
-def pack_heads(heads: Mapping[str, np.ndarray] | None, dtype: str = "float16") -> bytes:
-    """Trained full tensors: name, dtype, shape and values, one after another in sorted order.
-
-    int8 is symmetric with a float32 step for every row (slice of the first axis, the whole of a
-    vector), steps first. Raises SolarError where a value does not fit `dtype`.
-    """
-    if dtype not in HEAD_DTYPES:
-        raise SolarError(f"head dtype {dtype!r} is unknown; choose one of {HEAD_DTYPES}")
-    parts = []
-    for name in sorted(heads or {}):
-        array = np.asarray(heads[name], np.float32)
-        if array.size == 0:
-            raise SolarError(f"head {name} is empty; leave it out")
-        if not np.isfinite(array).all():
-            raise SolarError(f"head {name} holds non-finite values; train the adapter again")
-        if dtype == "int8":
-            rows = array.reshape(_head_rows(array.shape), -1)
-            steps = (np.max(np.abs(rows), axis=1, keepdims=True) / 127).astype("<f4")
-            whole = np.round(rows / np.where(steps > 0, steps, 1))
-            stored = steps.tobytes() + np.clip(whole, -127, 127).astype(np.int8).tobytes()
-        else:
-            with np.errstate(over="ignore"):
-                values = array.astype(FLOATS[dtype])
-            if not np.isfinite(values).all():
-                raise SolarError(f"head {name} holds values beyond {dtype}; store heads as float32")
-            stored = values.tobytes()
-        encoded = name.encode()
-        if len(encoded) > MAX_NAME or array.ndim > 8:
-            raise SolarError(f"head {name[:40]} has too long a name or more than 8 dimensions")
-        parts.append(struct.pack("<HBB", len(encoded), HEAD_DTYPES.index(dtype), array.ndim))
-        parts.append(encoded + np.array(array.shape, "<u4").tobytes() + stored)
-    return b"".join(parts)
-
-
-def _head_rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) > 1 else 1
-
-
-def unpack_heads(data: bytes) -> dict[str, np.ndarray]:
-    """Heads by name, float32. Raises PacketError where a length does not fit."""
-    heads: dict[str, np.ndarray] = {}
-    at = 0
-
-    def take(count: int) -> bytes:
-        nonlocal at
-        if count > len(data) - at:
-            raise PacketError("packet is altered: a head is longer than its part of the file")
-        at += count
-        return data[at - count : at]
-
-    while at < len(data):
-        length, code, ndim = struct.unpack("<HBB", take(4))
-        if length > MAX_NAME or code >= len(HEAD_DTYPES) or ndim > 8:
-            raise PacketError("packet is altered: a head has an unknown type or shape")
-        try:
-            name = take(length).decode()
-        except UnicodeDecodeError:
-            raise PacketError("packet is altered: a head has a broken name") from None
-        shape = tuple(int(x) for x in np.frombuffer(take(4 * ndim), "<u4"))
-        if 0 in shape:
-            raise PacketError("packet is altered: a head is empty")
-        if HEAD_DTYPES[code] == "int8":
-            steps = np.frombuffer(take(4 * _head_rows(shape)), "<f4")[:, None]
-            whole = np.frombuffer(take(math.prod(shape)), np.int8).reshape(len(steps), -1)
-            with np.errstate(over="ignore", invalid="ignore"):  # refused below where it matters
-                values = whole.astype(np.float32) * steps
-        else:
-            kind = FLOATS[HEAD_DTYPES[code]]
-            values = np.frombuffer(take(math.prod(shape) * kind.itemsize), kind)
-        if name in heads or (heads and name < next(reversed(heads))):
-            raise PacketError("packet is altered: its heads are not a sorted table")
-        heads[name] = values.reshape(shape).astype(np.float32)
-        if not np.isfinite(heads[name]).all():
-            raise PacketError(f"packet is altered: head {name} holds non-finite values")
-    return heads
 
 
 # ----------------------------------------------------------------------------------- the factors

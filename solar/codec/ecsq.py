@@ -141,8 +141,9 @@ def weighed(own: Components, energies: np.ndarray, relative: int) -> Components:
     first = np.flatnonzero(own.targets == 0)
     lead = np.zeros(int(layers.max(initial=-1)) + 1)
     lead[layers[first]] = energies[first].prod(axis=1)
-    scale = lead[layers] / max(float(lead.max(initial=0)), 1e-300)
-    weights = np.where(scale > 0, np.maximum(scale, 1e-12) ** (-relative / 255), 1.0)
+    # Nothing here may depend on layers that the file leaves out.
+    own_lead = lead[layers]
+    weights = np.where(own_lead > 0, np.maximum(own_lead, 1e-300) ** (-relative / 255), 1.0)
     return own._replace(energies=energies, weights=weights)
 
 
@@ -194,6 +195,11 @@ def _level(index: int):
     both = np.concatenate([chance[:0:-1] / 2, chance[:1], chance[1:] / 2])
     values = np.concatenate([-mean[:0:-1], mean[:1], mean[1:]])
     return np.maximum(both, 1e-12), values, float(table.ratio[index]), float(table.dead[index])
+
+
+def _least_bits(index: int) -> float:
+    """Bits that the likeliest cell of a level costs, a little less."""
+    return -0.99 * math.log2(float(_level(index)[0].max())) if index else 0.0
 
 
 @lru_cache(maxsize=256)
@@ -321,20 +327,21 @@ def meter(own: Components, tables: list) -> Callable[[np.ndarray], np.ndarray]:
     return bits
 
 
+def by_side(own: Components, bits: np.ndarray) -> dict[Side, float]:
+    """Bits of every side that is sent: its cells, (c, 2) by component, and its energies. A byte of
+    energy that serves both sides counts half to each."""
+    energy = np.where(whole(own), 4.0, 8.0)
+    spent: dict[Side, float] = {}
+    for pair, cells_, each in zip(own.pairs, bits, energy, strict=True):
+        for side, found in zip(pair, cells_, strict=True):
+            spent[side] = spent.get(side, 0.0) + float(found) + float(each)
+    return spent
+
+
 def length(energies: int, bits: float) -> int:
     """Bytes of a payload with `energies` bytes of energies and cells of `bits` by their chances:
     what the coder needs to a few bytes."""
     return HEAD.size + energies + (4 * (math.ceil(bits / 32) + 1) if energies else 0)
-
-
-def decoded(own: Components, tables: list, chosen: np.ndarray) -> list[list[np.ndarray]]:
-    """The coefficients of every component's two sides as a receiver reads them, float32."""
-    deviations, found = _deviations(own), [[np.zeros(n, np.float32) for n in s] for s in own.sizes]
-    for row, side in np.argwhere(chosen > 0):
-        index = int(chosen[row, side])
-        symbols = cells(tables[row][side], index, deviations[row, side])
-        found[row][side] = (_level(index)[1][symbols] * deviations[row, side]).astype(np.float32)
-    return found
 
 
 def unpack(
@@ -343,6 +350,8 @@ def unpack(
     """Coefficients of every side. Raises PacketError."""
     from constriction import stream
 
+    if sum(side.rank for side in sides[::2]) > len(data):
+        raise PacketError("packet is altered: its payload is too short for its layer table")
     own = components(setting, sides)
     mask = np.stack([np.ones(len(own.pairs), bool), ~whole(own)], axis=1)
     head = HEAD.size + int(mask.sum())
@@ -357,6 +366,10 @@ def unpack(
     own = weighed(own, quantize.scale_steps(bytes_, power), relative)
     chosen = choose(own, price, boost)
     words = np.frombuffer(data[head:], "<u4").astype(np.uint32)
+    # The likeliest cells of all need this much: a level is not read from nothing.
+    sizes = {int(i): int(own.sizes[chosen == i].sum()) for i in np.unique(chosen)}
+    if sum(size * _least_bits(i) for i, size in sizes.items()) > 32 * len(words):
+        raise PacketError("packet is altered: its payload is too short for its layer table")
     coder = stream.queue.RangeDecoder(words)
     deviations = _deviations(own)
     again = stream.queue.RangeEncoder()
@@ -370,13 +383,18 @@ def unpack(
             symbols = coder.decode(_model(int(index)), size)
             again.encode(symbols, _model(int(index)))
             found = _level(int(index))[1][symbols] * deviations[row, side]
-            values[own.pairs[row][side]].append(found.astype(np.float32))
+            with np.errstate(over="ignore"):  # refused below
+                values[own.pairs[row][side]].append(found.astype(np.float32))
+            if not np.isfinite(values[own.pairs[row][side]][-1]).all():
+                raise PacketError("packet is altered: it holds non-finite coefficients")
     except AssertionError:  # what constriction raises for words that no encoder writes
         raise PacketError("packet is altered: it holds a stream that no encoder writes") from None
     # The coder reads zeros past its end: only writing again tells whether these were all the words.
     if not np.array_equal(again.get_compressed() if sides else words[:0], words):
         raise PacketError("packet is altered: it holds a stream that is not in its one form")
     return {
-        side: Coefficients(np.arange(size_of(setting, side) * side.rank), np.concatenate(own_))
+        side: Coefficients(
+            np.arange(size_of(setting, side) * side.rank, dtype=np.int32), np.concatenate(own_)
+        )
         for side, own_ in values.items()
     }

@@ -18,6 +18,7 @@ from solar.codec.coefficients import Frames, Side, coded_sides
 from solar.codec.container import Encoded, Packet, Watch, unwatched
 from solar.codec.factors import Factors
 from solar.codec.fit import fit
+from solar.codec.heads import pack_heads
 from solar.codec.recipe import BUDGET, ENTROPY, SIDES, Setting
 from solar.codec.settle import Coded, Job, settle
 from solar.codec.tail import Tail
@@ -52,7 +53,7 @@ def encode(
         raise SolarError("keep='budget' needs budget_bytes; give it, or a number to keep")
     known = container.identify(base, factors, watch)
     ordered = container.in_order(known, factors)
-    names, packed = container.listed(known, usual_names), container.pack_heads(heads, head_dtype)
+    names, packed = container.listed(known, usual_names), pack_heads(heads, head_dtype)
     ranks = tuple(f.left.shape[1] for f in ordered)
     sides = coded_sides(known.shapes, ranks)
     overhead = container.overhead(names, solar.PARAMETERS.size + checksum.LENGTH)
@@ -73,6 +74,8 @@ def encode(
 
 
 def _finish(job: Job, setting: Setting, coded: Coded, tails: Mapping[Side, Tail]) -> Encoded:
+    # A receiver refuses what asks too much for its bytes, and so does the sender.
+    solar.read_payload(setting, coded.sides, coded.power, coded.body)
     offset = checksum.choose_offset(coded.numbers)
     fixed = solar.pack_parameters(setting, coded.power, offset)
     own = solar.bound_to(fixed, coded.body)
@@ -83,6 +86,8 @@ def _finish(job: Job, setting: Setting, coded: Coded, tails: Mapping[Side, Tail]
     data = container.pack(packet)
     report = {"method": "solar", "setting": asdict(setting), "left_out": coded.left_out}
     report |= bound.summary(coded.measured) | {"bytes": container.byte_counts(packet, len(data))}
+    for side, bits in coded.bits.items():
+        report["layers"][side.layer].setdefault("bits", {})[SIDES[side.side]] = bits
     _add_tails(report, job.factors, tails, job.frames)
     return Encoded(data, coded.decoded, report)
 

@@ -234,15 +234,9 @@ def entropy(
         if job.overhead(ranks) + len(job.heads) + len(body) <= budget_bytes:
             break
         boost -= 1  # the coder may need a word more than the chances say
-    found = ecsq.decoded(part, lines, chosen[mask])
     kept = coded_sides(job.known.shapes, ranks)
-    values: dict[tuple[int, int], list] = {(s.layer, s.side): [] for s in kept}
-    for pair, line in zip(part.pairs, found, strict=True):
-        for side, numbers in zip(pair, line, strict=True):
-            values[side.layer, side.side].append(numbers)
-    sent = {}
-    for side in kept:
-        numbers = np.concatenate(values[side.layer, side.side])
-        sent[side] = Coefficients(np.arange(len(numbers)), numbers)
+    # The sender reads its own file, so what is measured is what arrives.
+    sent = ecsq.unpack(setting, kept, power, body)
     packed, decoded, marks, measured = receive(job, setting, kept, sent)
-    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, []), tails
+    spent = ecsq.by_side(part, counted(chosen)[mask])
+    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, [], spent), tails

@@ -4,6 +4,7 @@ Decoding shares nothing with encoding but the file and the base weights.
 """
 
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,23 @@ import numpy as np
 from solar.codec import baselines, container, solar
 from solar.codec.blas import one_thread
 from solar.codec.container import Decoded, Packet, PacketError, Watch, unwatched
+from solar.codec.heads import unpack_heads
 from solar.files import write_whole
 
 __all__ = ["Decoded", "PacketError", "decode", "inspect", "read", "write"]
 
 
 def read(path: str | os.PathLike) -> bytes:
-    """The bytes of a packet file. Raises PacketError where there is no such file."""
+    """The bytes of a packet file. Raises PacketError where there is no such file, or one whose
+    first bytes and length are no packet's: it is not read then, for it may be of any size."""
     try:
-        return Path(path).read_bytes()
+        known = os.stat(path)
+        if not stat.S_ISREG(known.st_mode):
+            raise PacketError(f"cannot read packet {path}: it is not a file")
+        with open(path, "rb") as file:
+            first = file.read(container.FIXED.size)
+            container.check_length(first, known.st_size)
+            return first + file.read(known.st_size - len(first))
     except OSError as error:
         raise PacketError(f"cannot read packet {path}: {error.strerror}") from None
 
@@ -52,7 +61,7 @@ def inspect(data: bytes) -> dict[str, Any]:
     """
     packet = container.unpack(data)
     header = _header(packet, len(data))
-    shapes = {name: list(head.shape) for name, head in container.unpack_heads(packet.heads).items()}
+    shapes = {name: list(head.shape) for name, head in unpack_heads(packet.heads).items()}
     return header | {"heads": shapes}
 
 
@@ -79,4 +88,4 @@ def decode(
         factors = solar.decode(packet, base, known, cache, watch)
     else:
         factors = baselines.decode(packet, known)
-    return Decoded(factors, container.unpack_heads(packet.heads), header)
+    return Decoded(factors, unpack_heads(packet.heads), header)

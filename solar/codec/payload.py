@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec import ecsq, quantize, supports
-from solar.codec.coefficients import Coefficients, Side, kept_of, size_of, targets_of
+from solar.codec import ecsq, guard, quantize, supports
+from solar.codec.coefficients import Coefficients, Side, atoms_of, kept_of, size_of, targets_of
 from solar.codec.container import PacketError
 from solar.codec.quantize import INTEGERS
 from solar.codec.recipe import BUDGET, ENTROPY, Setting
@@ -41,7 +41,8 @@ def values_of(setting: Setting, side: Side, sent: Sent, power: int) -> Coefficie
         return Coefficients(sent.positions, quantize.restore(stored, setting.dtype, power))
     steps = quantize.scale_steps(sent.scales, power)[sent.positions // size_of(setting, side)]
     middle = (2 ** INTEGERS[setting.dtype] - 1) / 2
-    return Coefficients(sent.positions, ((sent.numbers - middle) * steps).astype(np.float32))
+    with np.errstate(over="ignore"):  # refused where a file says so
+        return Coefficients(sent.positions, ((sent.numbers - middle) * steps).astype(np.float32))
 
 
 def counts(setting: Setting, side: Side, positions: np.ndarray) -> np.ndarray:
@@ -62,6 +63,15 @@ def _supports(setting: Setting, sides: list[Side], densities: Mapping[Side, np.n
             sizes.append(size * targets)
             chances.append(kept_of(setting, side) / (size * targets))
     return sizes, chances
+
+
+def _fewest(setting: Setting, sides: list[Side], densities: Mapping[Side, np.ndarray]) -> int:
+    """The fewest coefficients that a file can send which says this much of its supports."""
+    if setting.keep == BUDGET:
+        return sum(
+            int(supports.fewest(densities[side], size_of(setting, side)).sum()) for side in sides
+        )
+    return sum(kept_of(setting, side) for side in sides)
 
 
 def pack(setting: Setting, sides: list[Side], sent: Mapping[Side, Sent], power: int) -> bytes:
@@ -109,7 +119,7 @@ def length(setting: Setting, sides: list[Side], positions: Mapping[Side, np.ndar
     total = len(pack(setting, sides, blank, 0))
     if setting.embed:
         for side in sides:
-            used = len(np.unique(positions[side] % size_of(setting, side)))
+            used = len(atoms_of(positions[side], size_of(setting, side)))
             total += 2 * used * side.dim * (1 if setting.atoms == "vector" else side.rank)
     return total
 
@@ -140,7 +150,7 @@ def unpack(
         found = {}
         for side in sides:
             length = side.dim * (1 if setting.atoms == "vector" else side.rank)
-            own = np.frombuffer(take(2 * used[side] * length), "<f2").astype(np.float32)
+            own = quantize.restore(take(2 * used[side] * length), "float16", 0)
             if not np.isfinite(own).all():
                 raise PacketError("packet is altered: its basis holds non-finite entries")
             found[side] = own.reshape(used[side], length)
@@ -155,11 +165,12 @@ def unpack(
     if setting.keep == BUDGET:
         for side in sides:
             densities[side] = np.frombuffer(take(targets_of(setting, side)), np.uint8)
-    elif quantize.size(setting.dtype, sum(kept_of(setting, side) for side in sides)) > len(data):
-        # Before any support is sized: a hostile table cannot ask for more than it sent.
+    # Before any support is sized: a hostile table cannot ask for more than it sent.
+    if quantize.size(setting.dtype, _fewest(setting, sides, densities)) > len(data):
         raise PacketError("packet is altered: its payload is too short for its layer table")
     if setting.sparse:
         sizes, chances = _supports(setting, sides, densities)
+        guard.check_positions(sizes, chances, len(data))
         stream = take(int.from_bytes(take(LENGTH), "little"))
         try:
             pieces = iter(supports.unpack(stream, sizes, chances))
@@ -196,8 +207,7 @@ def unpack(
             sent[side] = Coefficients(found[side], own)
         if not np.isfinite(sent[side].values).all():
             raise PacketError("packet is altered: it holds non-finite coefficients")
-    used = {s: len(np.unique(found[s] % size_of(setting, s))) for s in sides}
-    brought = vectors(used)
+    brought = vectors({s: len(atoms_of(found[s], size_of(setting, s))) for s in sides})
     if at != len(data):
         raise PacketError("packet is altered: its payload does not fit its layer table")
     return sent, brought

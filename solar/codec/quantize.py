@@ -42,9 +42,9 @@ def store(values: np.ndarray, dtype: str, power: int) -> bytes:
 
 def restore(data: bytes, dtype: str, power: int) -> np.ndarray:
     """float32 values (len,) that `store` wrote; the caller checks that they are finite."""
-    stored = np.frombuffer(data, FLOATS[dtype]).astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.ldexp(stored, -power).astype(np.float32)
+    stored = np.frombuffer(data, FLOATS[dtype])
+    with np.errstate(over="ignore", invalid="ignore"):  # even the cast of some NaN is invalid
+        return np.ldexp(stored.astype(np.float64), -power).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------- few-bit integers

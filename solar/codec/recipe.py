@@ -15,6 +15,7 @@ ENTROPY = "entropy"
 DTYPES = ("float16", "float32", "int8", "int4", "int2", "sign", ENTROPY)
 AUTO = "auto"  # for Setting.dtype under a budget: the one that gains most
 SEARCHES = ("top", "omp")
+MAX_POWER = 400  # of two, either way: what squares of float32 numbers need and to spare
 MAX_SIZE = 65535  # N is two bytes in the packet
 MAX_KEEP = 65534  # K is two bytes too; the last value marks supports of free size
 BUDGET = "budget"  # for Setting.keep: how many coefficients each component gets is the budget's

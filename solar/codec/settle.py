@@ -1,6 +1,7 @@
 """Settle: numbers for the coefficients, what they decode to, and which layers are worth sending."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ class Job(NamedTuple):
 
 
 class Coded(NamedTuple):
-    """A coding of all layers: the ranks that are sent, the payload, and what it decodes to."""
+    """A coding of all layers: the ranks that are sent, the payload, and what it decodes to; bits of
+    the payload by side, where entropy coding tells them apart."""
 
     ranks: tuple[int, ...]
     sides: list[Side]
@@ -37,6 +39,7 @@ class Coded(NamedTuple):
     numbers: np.ndarray
     measured: dict[str, bound.LayerBound]
     left_out: list[str]
+    bits: Mapping[Side, float] = MappingProxyType({})
 
 
 def quantise(

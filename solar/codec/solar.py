@@ -17,11 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from solar.codec import checksum, container, payload
-from solar.codec.coefficients import Frames, coded_sides, rebuild
+from solar.codec import checksum, container, guard, payload
+from solar.codec.coefficients import Frames, Side, coded_sides, rebuild
 from solar.codec.container import Base, Packet, PacketError, Watch, unwatched
 from solar.codec.factors import Factors
-from solar.codec.recipe import ATOMS, BUDGET, DTYPES, KINDS, MAX_KEEP, SELECTIONS, Recipe, Setting
+from solar.codec.recipe import (
+    ATOMS,
+    BUDGET,
+    DTYPES,
+    KINDS,
+    MAX_KEEP,
+    MAX_POWER,
+    SELECTIONS,
+    Recipe,
+    Setting,
+)
 from solar.errors import SolarError
 
 PARAMETERS = struct.Struct("<BBBBHHfQhH")  # the basis checksum follows
@@ -59,7 +69,18 @@ def read_parameters(packet: Packet) -> tuple[Setting, int, int, bytes]:
         raise PacketError(f"packet is altered: {error}") from None
     if (setting.keep or None) != kept or recipe.perturbation != eps:
         raise PacketError("packet is altered: its recipe is not in its one form")
+    if abs(power) > MAX_POWER:
+        raise PacketError(f"packet is altered: its power of two, {power}, is out of range")
     return setting, power, offset, mark
+
+
+def read_payload(setting: Setting, sides: list[Side], power: int, body: bytes):
+    """What payload.unpack returns. Raises PacketError also where the payload asks for too much."""
+    guard.check_entries(sides, len(body))
+    sent, vectors = payload.unpack(setting, sides, power, body)
+    if vectors is None:
+        guard.check_atoms(setting, sides, sent, len(body))
+    return sent, vectors
 
 
 def decode(
@@ -75,11 +96,12 @@ def decode(
     """
     setting, power, offset, mark = read_parameters(packet)
     sides = coded_sides(known.shapes, packet.ranks)
-    sent, vectors = payload.unpack(setting, sides, power, packet.payload)
+    sent, vectors = read_payload(setting, sides, power, packet.payload)
     try:
         own = () if setting.embed else sides
         frames = Frames(base, known, own, setting.recipe, cache, watch)
-        rebuilt, numbers = rebuild(setting, sides, sent, frames, vectors)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            rebuilt, numbers = rebuild(setting, sides, sent, frames, vectors)
     except SolarError as error:
         raise PacketError(f"packet does not fit this base: {error}") from None
     own = bound_to(packet.parameters[: PARAMETERS.size], packet.payload)

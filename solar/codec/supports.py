@@ -12,6 +12,7 @@ import numpy as np
 
 ALL = 255  # the density of a component that sends everything; 0 sends nothing
 WORD = np.dtype("<u4")
+RUN = 2**20  # symbols coded at once, so that memory does not grow with the positions
 
 
 def density(kept: int, size: int) -> int:
@@ -19,6 +20,12 @@ def density(kept: int, size: int) -> int:
     if kept in (0, size):
         return ALL if kept else 0
     return min(max(round(ALL * kept / size), 1), ALL - 1)
+
+
+def fewest(densities: np.ndarray, size: int) -> np.ndarray:
+    """The fewest of `size` positions that the bytes `densities` can stand for, or one fewer."""
+    least = np.maximum(np.floor((densities.astype(float) - 0.5) * size / ALL), 1)
+    return np.where(densities == 0, 0, np.where(densities == ALL, size, least)).astype(np.int64)
 
 
 def bits(kept, size) -> np.ndarray:
@@ -44,9 +51,11 @@ def pack(supports: Iterable[tuple[np.ndarray, int, float]]) -> bytes:
     coder, any_symbol = stream.queue.RangeEncoder(), False
     for positions, size, chance in supports:
         if 0 < chance < 1:
-            marks = np.zeros(size, np.int32)
-            marks[positions] = 1
-            coder.encode(marks, _model(chance))
+            for first in range(0, size, RUN):
+                marks = np.zeros(min(RUN, size - first), np.int32)
+                here = slice(*np.searchsorted(positions, [first, first + RUN]))
+                marks[positions[here] - first] = 1
+                coder.encode(marks, _model(chance))
             any_symbol = True
     return coder.get_compressed().astype(WORD).tobytes() if any_symbol else b""
 
@@ -63,7 +72,9 @@ def unpack(data: bytes, sizes: Sequence[int], chances: Sequence[float]) -> list[
     try:
         for size, chance in zip(sizes, chances, strict=True):
             if 0 < chance < 1:
-                found.append(np.flatnonzero(coder.decode(_model(chance), size)))
+                runs = [(at, min(RUN, size - at)) for at in range(0, size, RUN)]
+                ones = [at + np.flatnonzero(coder.decode(_model(chance), n)) for at, n in runs]
+                found.append(np.concatenate(ones))
             else:
                 found.append(np.arange(size if chance else 0))
     except AssertionError:  # what constriction raises for words that no encoder writes

@@ -1,0 +1,81 @@
+"""Where `compact` spends the bytes of one budget: rank, bits and error of every adapted layer.
+
+    python -m experiments.layer_budget experiment=smollm2_sentiment [seed=0] [+budget=7500]
+        [+out=paper_figures/data/layer_budget.csv]
+
+Trains the adapter of the experiment, or takes it from the cache, codes it once, and writes for
+every adapted layer and side the rank that is sent, the bits spent (entropy-coded cells, and the
+bytes of energies, of which one that serves both sides counts half to each), and the relative error
+of the layer's update, the same for both sides. Weights only: nothing is scored. Rows go to
+``layer_budget.csv`` in the run's folder, or to FILE, replacing those of the same base, seed and
+budget. ``paper_figures.layer_budget`` draws it.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from experiments import csv_file
+from experiments.compare import shrink
+from experiments.finetune import finetune, prepare
+from experiments.program import main
+from paper_figures.layer_budget import COLUMNS
+from solar import packages
+from solar.adapters import peft_io
+from solar.api import setting_for
+from solar.codec.encode import encode
+from solar.codec.factors import canonical
+from solar.compilation import cache_compilations
+from solar.evaluate import Weights, usual_names
+
+BUDGET = 7_500  # bytes of the file: what the signs of rank-1 factors take on SmolLM2's q and v
+
+
+def measure(config: dict[str, Any], budget: int) -> Iterator[dict[str, Any]]:
+    """A row per adapted layer and side, with the columns of the figure."""
+    setup = prepare(config)
+    adapter = peft_io.read(finetune(config, setup), setup.base)
+    coded = encode(
+        canonical(adapter.pairs),
+        Weights(setup.base),
+        setting_for("compact", config["seed"], embed_basis=False),
+        budget_bytes=budget,
+        usual_names=usual_names(setup.base),
+        cache=packages.cache_dir() / "bases",
+    )
+    for layer in coded.report["layers"]:
+        name = layer["name"]
+        error = layer["measured"] / layer["norm"] if layer["norm"] > 0 else 0.0
+        for side in ("left", "right"):
+            yield {
+                "base": config["model"]["name"],
+                "task": config["task"]["name"],
+                "seed": config["seed"],
+                "budget": budget,
+                "layer": int(re.search(r"\.(\d+)\.", name)[1]),
+                "module": name.rpartition(".")[2],
+                "side": side,
+                "rank": coded.factors[name].left.shape[1],
+                "bits": round(layer.get("bits", {}).get(side, 0.0), 1),
+                "relative_error": f"{error:.6g}",
+            }
+
+
+@main("compare")
+def program(config: DictConfig) -> None:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    out, budget = plain.pop("out", None), int(plain.pop("budget", BUDGET))
+    rows = list(measure(shrink(plain) if plain["tiny"] else plain, budget))
+    path = Path(out) if out else Path(HydraConfig.get().runtime.output_dir) / "layer_budget.csv"
+    csv_file.put(path, COLUMNS, rows, ("base", "task", "seed", "budget"))
+    Console().print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    cache_compilations()
+    program()

@@ -1,0 +1,108 @@
+"""Result rows as tables: what the columns are and how a number is shown, and the Markdown form that
+stands in the README. Several seeds of a setting become mean ± standard deviation.
+
+Takes tidy rows (`experiments.collect` describes them). `latex.py` sets the same in LaTeX.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paper_figures import rows as results
+
+Point = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """A measure as a column: format and factor of its numbers, and whether much or little of it is
+    good, for marking the best (None: neither)."""
+
+    measure: str
+    form: str
+    factor: float = 1.0
+    best: Any = None
+
+
+# Heading -> column. `ratio` is the LoRA safetensors file over this file; `retained` is in per cent;
+# `error` is relative.
+COLUMNS = {
+    "bytes": Column("bytes", ",.0f", best=min),
+    "ratio": Column("ratio", ".1f", best=max),
+    "score": Column("score", ".3f", best=max),
+    "retained %": Column("retained", ".1f", 100, best=max),
+    "error": Column("relative_error", ".3f", best=min),
+    "slack": Column("slack", ".3f"),
+}
+
+
+def mean(point: Point, column: Column) -> str | None:
+    """The mean as it is shown; None where nothing was measured."""
+    value = point.get(column.measure)
+    return None if value is None else format(value * column.factor, column.form)
+
+
+def spread(point: Point, column: Column) -> str | None:
+    """The standard deviation as it is shown; None for one seed, and where all seeds agree: sizes
+    that are the same for every seed need no ± 0."""
+    value = point.get(f"{column.measure}_std")
+    return format(value * column.factor, column.form) if value else None
+
+
+def cell(point: Point, column: Column) -> str:
+    """Mean and, where there is one, ± standard deviation."""
+    shown, more = mean(point, column), spread(point, column)
+    if shown is None:
+        return "-"
+    return f"{shown} ± {more}" if more else shown
+
+
+def label(point: Point) -> str:
+    """The name of a point as the run gave it."""
+    return str(point.get("label") or point.get("codec"))
+
+
+def parts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Point]]]:
+    """Title and points for each base, task and configuration."""
+    found = []
+    for _, own, points in results.panels(rows, lambda row: True):
+        seeds = max(point["seeds"] for point in points)
+        facts = [str(own[0].get(k)) for k in ("base", "task") if own[0].get(k)]
+        for name in ("base", "adapter"):
+            # Every row repeats the score of its seed, so a point with all seeds has their mean.
+            full = next(p for p in points if p["seeds"] == seeds)
+            if full.get(f"score_{name}") is not None:
+                facts.append(f"{name} {cell(full, Column(f'score_{name}', '.3f'))}")
+        facts.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
+        found.append((", ".join(facts), points))
+    return found
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A bold line and a Markdown table per base, task and configuration."""
+    found = []
+    for title, points in parts(rows):
+        lines = [f"**{title}**", "", bar("code", *COLUMNS)]
+        lines.append(bar("---", *["---:"] * len(COLUMNS)))
+        lines += [bar(label(p), *(cell(p, c) for c in COLUMNS.values())) for p in points]
+        found.append("\n".join(lines))
+    return "\n\n".join(found)
+
+
+def bar(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write(folder: str | os.PathLike, name: str, **texts: str) -> list[Path]:
+    """Write `folder`/tables/`name` with every ending and its text, whole or not at all."""
+    place = Path(folder) / "tables"
+    place.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for ending, text in texts.items():
+        path = place / f"{name}.{ending}"
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        paths.append(path)
+    return paths

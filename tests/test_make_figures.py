@@ -1,0 +1,344 @@
+"""`make figures`: sweeps, heat map, bars, layers and tables show what the rows say, and repeat.
+
+The numbers of rows here are made up for the test; those of committed figures are committed rows.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paper_figures import (
+    accuracy_vs_bytes,
+    basis_size,
+    bytes_by_part,
+    latex,
+    layer_budget,
+    parity,
+    perturbation,
+    retained_grid,
+    rows,
+    style,
+    tables,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "paper_figures"
+
+
+def row(codec, label, size, score, seed=0, **more):
+    found = {"base": "tiny_base", "task": "words", "group": "a", "seed": seed, "method": "lora"}
+    found |= {"codec": codec, "label": label, "bytes": size, "payload": size - 90, "header": 50}
+    found |= {"heads": 40, "ratio": 64_000 / size, "score": score, "score_base": 0.6}
+    found |= {"score_adapter": 0.9, "retained": (score - 0.6) / 0.3}
+    return found | {"relative_error": 1 - score} | more
+
+
+def grid(seeds=(0, 1, 2), sizes=(8, 32), scales=(0.0, 0.1)):
+    """The paper's form over N and eps, and around it what belongs on no grid."""
+    found = []
+    for seed in seeds:
+        found.append(row("none", "base", 62, 0.6, seed))
+        found.append(row("float32", "LoRA, float32", 64_000, 0.9, seed))
+        found.append(row("bits", "1-bit", 3000, 0.85, seed, bits=1))
+        found.append(row("bits", "1-bit, rank 1", 900, 0.8, seed, bits=1, rank=1))
+        found.append(row("compact", "compact, 900 bytes", 900, 0.88, seed, dtype="entropy"))
+        form = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
+        for size in sizes:
+            for eps in scales:
+                score = 0.6 + size / 160 + eps / 10 + 0.01 * seed
+                label = f"singular-vector-N{size}-eps{eps:g}"
+                found.append(row("solar", label, 100 * size, score, seed, N=size, eps=eps, **form))
+        other = form | {"basis": "random"}
+        found.append(row("solar", "random", 100, 0.65, seed, N=77, eps=0.0, **other))
+        found.append(row("solar", "K", 100, 0.65, seed, N=99, eps=0.0, keep=4, **form))
+    return found
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Calls a figure's `draw` and returns what was drawn; both files are looked at."""
+    kept = []
+    save = style.save
+
+    def keep(figure, folder, name):
+        kept.append(figure)
+        return save(figure, folder, name)
+
+    def call(module, found, **options):
+        monkeypatch.setattr(style, "save", keep)
+        png, pdf = module.draw(found, tmp_path, **options)
+        with Image.open(png) as image:
+            # Drawn at the width it is printed at, and with both dark and light in grey.
+            assert image.size[0] == round(style.COLUMN * 300)
+            low, high = image.convert("L").getextrema()
+            assert low < 40 and high == 255
+        data = pdf.read_bytes()
+        assert data.startswith(b"%PDF") and b"/Type3" not in data and b"/FontFile2" in data
+        return kept[-1]
+
+    return call
+
+
+def lines(axes):
+    """Label-free lines with markers of a panel: list of (x, y)."""
+    return [
+        (line.get_xdata().tolist(), line.get_ydata().tolist())
+        for line in axes.get_lines()
+        if line.get_marker() in "os^D" and len(line.get_xdata()) > 1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("module", "names", "x"),
+    [
+        (basis_size, ["$\\epsilon$ = 0", "$\\epsilon$ = 0.1"], [8, 32]),
+        (perturbation, ["$N$ = 8", "$N$ = 32"], [0.1 / 10**0.5, 0.1]),
+    ],
+)
+def test_a_sweep_shows_the_mean_of_the_seeds_on_the_grid_alone(drawn, module, names, x):
+    figure = drawn(module, grid())
+    upper, lower = figure.axes
+    found = lines(upper)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    assert len(found) == 2 and len(lines(lower)) == 2
+    for i, (at, score) in enumerate(found):
+        assert at == pytest.approx(x)
+        dials = [(8, 0.0), (32, 0.0)] if module is basis_size else [(8, 0.0), (8, 0.1)]
+        moved = [(n, 0.1 * i) for n, _ in dials] if module is basis_size else [
+            ((8, 32)[i], eps) for _, eps in dials]  # fmt: skip
+        assert score == pytest.approx([0.61 + n / 160 + eps / 10 for n, eps in moved])
+        assert lines(lower)[i][1] == pytest.approx([1 - s for s in score])
+    # Error bars: from one standard deviation below to one above.
+    bars = [b.get_segments() for b in upper.collections]
+    assert len(bars) == 2
+    low, high = bars[0][0][:, 1]
+    assert high - low == pytest.approx(0.02)
+    assert [t.get_text() for t in lower.get_xticklabels()] == (
+        ["8", "32"] if module is basis_size else ["0", "0.1"]
+    )
+    assert {"adapter\n0.900", "base\n0.600"} <= {t.get_text() for t in upper.texts}
+
+
+def test_the_heat_map_numbers_every_cell_and_leaves_gaps_empty(drawn):
+    found = [r for r in grid() if (r.get("N"), r.get("eps")) != (32, 0.1)]
+    axes = drawn(retained_grid, found).axes[0]
+    (image,) = axes.get_images()
+    expected = [[100 * (0.2 + 0.01) / 0.3, np.nan], [20.0, 100 * (0.06 + 0.01) / 0.3]]
+    np.testing.assert_allclose(image.get_array().filled(np.nan), expected)
+    assert {t.get_text() for t in axes.texts} == {
+        "70.0\n$\\pm$ 3.3", "20.0\n$\\pm$ 3.3", "23.3\n$\\pm$ 3.3"}  # fmt: skip
+    single = drawn(retained_grid, grid(seeds=(0,))).axes[0]
+    assert {t.get_text() for t in single.texts} == {"66.7", "70.0", "16.7", "20.0"}
+
+
+def test_bars_are_the_parts_of_codes_of_about_one_size(drawn):
+    points = rows.over_seeds(grid())
+    near = [p["label"] for p in bytes_by_part.chosen(points, 1000)]
+    assert near == ["1-bit, rank 1", "compact, 900 bytes", "singular-vector-N8-eps0"]
+    axes = drawn(bytes_by_part, grid(), near=1000).axes[0]
+    widths = np.array([[bar.get_width() for bar in part] for part in axes.containers[:3]])
+    assert widths.tolist() == [[810, 810, 710], [50] * 3, [40] * 3]
+    assert {"810 + 50 + 40", "710 + 50 + 40"} <= {t.get_text() for t in axes.texts}
+    for wrong, words in ((0, "no size"), (2, "factor of 2.5")):
+        with pytest.raises(ValueError, match=words):
+            bytes_by_part.draw(grid(), ".", near=wrong)
+
+
+def budget_rows(seed):
+    for layer in range(4):
+        for module in ("q", "v"):
+            for side, bits in (("left", 80), ("right", 160)):
+                sent = module == "v"
+                yield dict(zip(layer_budget.COLUMNS, (
+                    "b", "t", seed, 500, layer, module, side, int(sent),
+                    sent * (bits + 8 * seed), 0.5 if sent else 1.0), strict=True))  # fmt: skip
+
+
+def test_layers_show_bytes_error_and_rank(drawn):
+    figure = drawn(layer_budget, [r for seed in (0, 2) for r in budget_rows(seed)])
+    expected = {"bytes spent": 11, "": 21, "relative error": 0.5, "rank sent": 1}
+    for axes, value in zip(figure.axes, expected.values(), strict=True):
+        q, v = lines(axes)
+        assert q[1] == [1.0] * 4 if value == 0.5 else q[1] == [0.0] * 4
+        assert v == ([0, 1, 2, 3], [value] * 4)
+    with pytest.raises(ValueError, match="lack bits, relative_error"):
+        layer_budget.draw([dict.fromkeys(layer_budget.COLUMNS[:-2], 1)], ".")
+
+
+def test_the_names_of_levels_are_beside_the_panel(drawn):
+    """Where no marker can be: the score of the adapter once stood on a marker."""
+    upper = drawn(accuracy_vs_bytes, grid()).axes[0]
+    (name,) = (t for t in upper.texts if t.get_text().startswith("adapter"))
+    assert name.get_window_extent().x0 >= upper.get_window_extent().x1
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+def cells(text):
+    """Rows of every tabular in `text`: cells, the heading first."""
+    body = [line for line in text.splitlines() if line.endswith("\\\\")]
+    return [[part.strip() for part in line.removesuffix("\\\\").split(" & ")] for line in body]
+
+
+def assert_fragment(text):
+    """Braces, environments and dollars balance; every row has the columns that are declared."""
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    bare = re.sub(r"\\[{}$&%#_]", "", text)
+    depth = 0
+    for character in bare:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    opened = []
+    for kind, name in re.findall(r"\\(begin|end)\{([a-z*]+)\}", text):
+        if kind == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    assert not opened
+    for line in bare.splitlines():
+        assert line.count("$") % 2 == 0 and not re.search(r"(?<!\\)[#_]", line.split("label")[0])
+    tabulars = re.findall(r"\\begin\{tabular\}\{([lcr]+)\}(.*?)\\end\{tabular\}", text, re.S)
+    assert tabulars
+    for columns, body in tabulars:
+        assert all(len(line) == len(columns) for line in cells(body))
+        assert [body.count(f"\\{rule}rule") for rule in ("top", "bottom")] == [1, 1]
+
+
+def test_committed_tables_are_whole_and_mark_the_best_of_every_column():
+    texts = {path.stem: path.read_text() for path in (FOLDER / "tables").glob("*.tex")}
+    assert_fragment(texts.pop("peft_parity"))
+    assert texts
+    for stem, text in texts.items():
+        assert_fragment(text)
+        found = rows.read(FOLDER / "data" / f"{stem}.csv")
+        (panel,) = rows.panels(found, lambda r: r.get("codec") is not None)
+        heading, *body = cells(text)
+        assert len(body) == len(panel.points)
+        codes = [line for line in body if line[0] not in ("base", "LoRA, float32")]
+        assert len(codes) == len(body) - 2
+        for column, best in zip(range(1, len(heading)), (min, max, max, max, min), strict=True):
+            means = [line[column].split(" \\pm ")[0].strip("$") for line in codes]
+            plain = [m.replace("\\mathbf{", "").removesuffix("}") if "mathbf" in m else m
+                     for m in means]  # fmt: skip
+            values = [float(m.replace("{,}", "")) for m in plain]
+            bold = ["mathbf" in m for m in means]
+            assert bold == [v == best(values) for v in values], heading[column]
+        assert not any("mathbf" in c for line in body if line not in codes for c in line)
+
+
+def test_a_table_of_made_up_rows():
+    """Ties are all bold, names escaped; one seed has no deviation, and what is missing a dash."""
+    found = grid(seeds=(0,))
+    found.append(row("bits", "50% of #1 & $5_x", 900, 0.7) | {"relative_error": None})
+    (panel,) = rows.panels(found, lambda r: True)
+    text = latex.table(panel, "x")
+    assert_fragment(text)
+    heading, *body = cells(text)
+    by_name = {line[0]: line[1:] for line in body}
+    assert by_name["50\\% of \\#1 \\& \\$5\\_x"][-1] == "--"
+    assert "\\pm" not in text and "tiny\\_base" in text
+    assert "SOLAR, random basis, $N$ = 77, $\\epsilon$ = 0" in by_name
+    assert "SOLAR, $N$ = 99, $\\epsilon$ = 0, $K$ = 4" in by_name
+    bold = [name for name, line in by_name.items() if "mathbf" in line[0]]
+    assert len(bold) == 2 and all("K" in n or "random" in n for n in bold)  # both of 100 bytes
+    assert by_name["compact, 900 bytes"][2] == "$\\mathbf{0.880}$"
+    # Of the references both are better in some column, and neither is marked.
+    assert by_name["base"][0] == "$62$" and by_name["LoRA, float32"][2] == "$0.900$"
+    assert "mathbf" not in "".join(by_name["base"] + by_name["LoRA, float32"])
+
+
+def test_two_configurations_are_two_tables_with_labels_of_their_own(tmp_path):
+    found = grid() + [r | {"group": "b"} for r in grid()]
+    tex, md = latex.draw(found, tmp_path, "own")
+    text = tex.read_text()
+    assert_fragment(text)
+    assert re.findall(r"\\label\{(.*?)\}", text) == ["tab:own", "tab:own-2"]
+    assert md.read_text().count("**tiny_base, words, base 0.600, adapter 0.900, 3 seeds**") == 2
+
+
+def test_the_tables_in_the_readme_are_the_committed_ones():
+    readme = (ROOT / "README.md").read_text()
+    for name in ("smollm2_sentiment", "peft_parity"):
+        assert (FOLDER / "tables" / f"{name}.md").read_text() in readme, name
+    found = rows.read(FOLDER / "data" / "smollm2_sentiment.csv")
+    assert tables.markdown(found) + "\n" in readme
+
+
+def test_parity_says_whether_means_agree():
+    found = [
+        {"setting": "own", "framework": name, "seed": seed, "test": 9, "score": score + seed / 100}
+        for name, score in (("solar", 0.8), ("torch", 0.83))
+        for seed in (0, 1)
+    ]
+    ((name, ours, theirs, *verdict),) = parity.compared(found)
+    assert name == "own (9 tested, 2 seeds)"
+    assert (ours, theirs) == ("0.8050 ± 0.0071", "0.8350 ± 0.0071")
+    assert ", ".join(verdict) == "-0.0300, not within two pooled standard deviations"
+    found[0]["score"] -= 0.1
+    assert parity.compared(found)[0][-1].startswith("within")
+    with pytest.raises(ValueError, match="own needs two seeds"):
+        parity.compared(found[1:])
+    with pytest.raises(ValueError, match="lack framework, seed, test, score"):
+        parity.compared([{"setting": "own"}])
+
+
+# ---------------------------------------------------------------------------------- everything
+
+
+def redrawn(folder, hash_seed, body):
+    """Files by name that a fresh process without solar writes to `folder`."""
+    program = (
+        "import sys; from paper_figures import __main__ as everything\n"
+        f"{body}\n"
+        "sys.exit(bool({'solar', 'jax', 'experiments'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_everything_committed_is_redrawn_from_csv_alone(tmp_path):
+    """Every committed figure and table is among what is drawn, and shows what its CSV says now;
+    `make figures` mends it where it does not. Another process draws the same bytes."""
+    first = redrawn(tmp_path / "1", "1", "everything.main(['--out', sys.argv[1]])")
+    some = "for figure in everything.FIGURES[1::3]: figure.main(['--out', sys.argv[1]])"
+    second = redrawn(tmp_path / "2", "2", some)
+    assert len(second) == 6 and second == {name: first[name] for name in second}
+    kinds = (".png", ".pdf", ".tex", ".md")
+    committed = {str(p.relative_to(FOLDER)): p for p in FOLDER.rglob("*") if p.suffix in kinds}
+    assert sorted(committed) == sorted(first)
+    for name, path in committed.items():
+        if path.suffix in (".tex", ".md"):
+            assert path.read_bytes() == first[name], name
+        elif path.suffix == ".png":
+            # Not bytes: the last digit of a coordinate is the machine's.
+            pair = (path, tmp_path / "1" / name)
+            ours, theirs = (np.asarray(Image.open(p).convert("L"), int) for p in pair)
+            assert ours.shape == theirs.shape, name
+            assert (np.abs(ours - theirs) > 64).mean() < 1e-5, name  # a digit has more pixels
+
+
+def test_a_csv_that_is_not_there_stops_make_figures(tmp_path, monkeypatch, capsys):
+    from paper_figures import __main__ as everything
+
+    monkeypatch.setattr(everything, "FIGURES", (retained_grid,))
+    monkeypatch.setattr(retained_grid, "main", lambda given: retained_grid.program.command(
+        retained_grid.draw, "nowhere.csv", "doc")(given))  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        everything.main(["--out", str(tmp_path)])
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
