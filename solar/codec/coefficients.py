@@ -131,12 +131,20 @@ class Frames:
             )  # fmt: skip
 
         self.loaded: dict[int, tuple[Frame, Frame]] = {}
-        if recipe.kind == "singular":
-            layers = sorted({side.layer for side in sides})
+        if recipe.kind != "singular":
+            return
+        missing = []
+        for layer in sorted({side.layer for side in sides}):
+            found = singular.cached_frames(known.shapes[layer], known.digests[layer], cache)
+            if found is None:
+                missing.append(layer)
+            else:
+                self.loaded[layer] = found
+        if missing:
             # LAPACK lets other threads run, so weights are factorised side by side.
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                found = watch(pool.map(load, layers), len(layers), "singular vectors")
-                self.loaded = dict(zip(layers, found, strict=True))
+                made = watch(pool.map(load, missing), len(missing), "singular vectors")
+                self.loaded |= zip(missing, made, strict=True)
 
     def for_batch(self, batch: list[Side]) -> list[Frame] | None:
         return [self.loaded[side.layer][side.side] for side in batch] if self.loaded else None

@@ -19,7 +19,8 @@ def perturbed(keys, base, scale):
     """unit(base + scale g) for keys (b, a, 2), base (b, a, width, d), and the norms (b, a, width)
     before `unit`."""
     width, dim = base.shape[2:]
-    drawn = threefry.words(keys, width * dim).reshape(base.shape)
-    raw = base + scale * gaussian(drawn)
+    # Apart, for fused into one loop they take a quarter longer.
+    drawn = jax.lax.optimization_barrier(threefry.words(keys, width * dim)).reshape(base.shape)
+    raw = jax.lax.optimization_barrier(base + scale * gaussian(drawn))
     norms = jnp.sqrt(jnp.sum(raw * raw, axis=-1))
     return raw / norms[..., None], norms

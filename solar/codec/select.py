@@ -44,18 +44,28 @@ def _ridge(atoms, targets, ridge):
     # Eigenvalues in their own weighting: 1 for orthonormal atoms, a / D for many random ones.
     scale = jnp.sum(gram * gram) / jnp.maximum(jnp.trace(gram), jnp.finfo(gram.dtype).tiny)
     lam = jnp.maximum(ridge * scale, jnp.finfo(gram.dtype).tiny)
-    lower = jnp.linalg.cholesky(gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype))
+    diagonal = jnp.arange(gram.shape[0])
+    lower = jax.lax.linalg.cholesky(
+        gram.at[diagonal, diagonal].add(lam), symmetrize_input=False
+    )  # fmt: skip
 
-    def refined(_, solution):
-        """The solution plus the ridge solution for what it leaves of the targets."""
-        rest = targets - jnp.matmul(solution.T, atoms, precision=HIGHEST)
+    def ridged(rest):
+        """The ridge solution for rest (t, D)."""
         if wide:
-            return solution + jax.scipy.linalg.cho_solve((lower, True), inner(atoms, rest))
-        step = jax.scipy.linalg.cho_solve((lower, True), rest.T)
-        return solution + jnp.matmul(atoms, step, precision=HIGHEST)
+            return _solved(lower, inner(atoms, rest))
+        return jnp.matmul(atoms, _solved(lower, rest.T), precision=HIGHEST)
 
-    start = jnp.zeros((atoms.shape[0], targets.shape[0]), atoms.dtype)
-    return jax.lax.fori_loop(0, 2, refined, start)
+    first = ridged(targets)
+    # And the ridge solution for what it leaves of the targets.
+    return first + ridged(targets - jnp.matmul(first.T, atoms, precision=HIGHEST))
+
+
+def _solved(lower, right):
+    """x of lower lower^T x = right (a, t)."""
+    half = jax.lax.linalg.triangular_solve(lower, right, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(
+        lower, half, left_side=True, lower=True, transpose_a=True
+    )
 
 
 def _largest(score, count):

@@ -135,6 +135,30 @@ def _save(path: Path, array: np.ndarray) -> None:
     write_whole(path, file.getvalue())
 
 
+def _stem(digest: bytes, cache: Path) -> Path:
+    how = driver()
+    return Path(cache) / "singular" / (digest.hex()[:32] + ("" if how == "gesdd" else f"-{how}"))
+
+
+def cached_frames(
+    shape: tuple[int, int], digest: bytes, cache: Path | None
+) -> tuple[Frame, Frame] | None:
+    """What `singular_frames` saved of the weight (m, n) with this hash; None where it did not."""
+    if cache is None:
+        return None
+    stem = _stem(digest, cache)
+    values = _load(stem.with_suffix(".values.npy"), (), "<f8")
+    left, right = (
+        _load(stem.with_suffix(f".{side}.npy"), (length,), "<f4")
+        for side, length in zip(SIDES, shape, strict=True)
+    )
+    if values is None or left is None or right is None:
+        return None
+    if not len(values) == len(left) == len(right):
+        return None
+    return Frame(left, np.asarray(values)), Frame(right, np.asarray(values))
+
+
 def singular_frames(
     name: str,
     weight: Callable[[], np.ndarray],
@@ -147,25 +171,16 @@ def singular_frames(
     `weight` is called only where `cache` does not hold the answer under `digest`, the hash of the
     exact weight. Raises SolarError where W is zero or not finite.
     """
-    how = driver()
-    own = digest.hex()[:32] + ("" if how == "gesdd" else f"-{how}")
-    stem = None if cache is None else Path(cache) / "singular" / own
-    if stem is not None:
-        values = _load(stem.with_suffix(".values.npy"), (), "<f8")
-        left, right = (
-            _load(stem.with_suffix(f".{side}.npy"), (length,), "<f4")
-            for side, length in zip(SIDES, shape, strict=True)
-        )
-        if values is not None and left is not None and right is not None:
-            if len(values) == len(left) == len(right):
-                return Frame(left, np.asarray(values)), Frame(right, np.asarray(values))
+    if (known := cached_frames(shape, digest, cache)) is not None:
+        return known
     matrix = weight()
     if not np.isfinite(matrix).all():
         raise SolarError(f"base weight {name} holds non-finite values; get the checkpoint again")
-    left, right = _svd(matrix, how)
+    left, right = _svd(matrix, driver())
     if len(left.values) == 0:
         raise SolarError(f"base weight {name} is zero and has no singular basis; use kind=random")
-    if stem is not None:
+    if cache is not None:
+        stem = _stem(digest, cache)
         _save(stem.with_suffix(".left.npy"), left.rows)
         _save(stem.with_suffix(".right.npy"), right.rows)
         _save(stem.with_suffix(".values.npy"), left.values)

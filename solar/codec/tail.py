@@ -114,11 +114,12 @@ def spectral_upper(matrices: np.ndarray) -> np.ndarray:
         matrices = matrices.swapaxes(1, 2)
     gram = np.matmul(matrices, matrices.swapaxes(1, 2))
     guess = 1.04 * _largest(gram)
-    always = np.max(np.sum(np.abs(gram), axis=2), axis=1)
-    np.negative(gram, out=gram)
-    np.einsum("baa->ba", gram)[...] += guess[:, None]
-    held = [_definite(shifted) for shifted in gram]
-    return np.sqrt(np.where(held, guess, always))
+    for i, tau in enumerate(guess):
+        shifted = -gram[i]
+        shifted.flat[:: len(shifted) + 1] += tau
+        if not _definite(shifted):
+            guess[i] = np.max(np.sum(np.abs(gram[i]), axis=1))
+    return np.sqrt(guess)
 
 
 def tails(

@@ -90,18 +90,26 @@ def walk(data: mmap.mmap) -> Header:
         place += struct.calcsize(form)
         return value
 
-    def text() -> str:
+    def texts(count: int) -> list[str]:
         nonlocal place
-        size = take("<Q")
-        if size > len(data) - place:
-            raise ValueError(f"a text of {size} bytes runs past the end")
-        place += size
-        return data[place - size : place].decode()
+        at, end, length, found = place, len(data), struct.Struct("<Q").unpack_from, []
+        for _ in range(count):  # a tokenizer has a hundred thousand
+            (size,) = length(data, at)
+            at += 8
+            if size > end - at:
+                raise ValueError(f"a text of {size} bytes runs past the end")
+            found.append(data[at : at + size].decode())
+            at += size
+        place = at
+        return found
+
+    def text() -> str:
+        return texts(1)[0]
 
     def values(kind: int, count: int) -> list:
         nonlocal place
         if kind == TEXT:
-            return [text() for _ in range(count)]
+            return texts(count)
         found = np.frombuffer(data, SCALARS[kind], count, place)
         place += found.nbytes
         return found.tolist()

@@ -74,6 +74,9 @@ class Matrices(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._found[name].read()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._found  # Mapping's own would read the weight
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
