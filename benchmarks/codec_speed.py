@@ -108,7 +108,7 @@ PARTS = {
     "rebuild": [(settle, "rebuild")],
     "certificates": [(bound, "check")],
     "coding": [(settle, "quantise"), (payload, "pack"), (ecsq, "fill"), (ecsq, "pack"),
-               (ecsq, "decoded")],
+               (ecsq, "unpack")],
     "write": [(packet, "write")],
 }  # fmt: skip
 BESIDE = "bounds of the fit"
