@@ -120,7 +120,8 @@ PARTS = {
     "bounds of the fit": [(tail, "tails")],
     "rebuild": [(settle, "rebuild")],
     "certificates": [(bound, "check")],
-    "coding": [(settle, "quantise"), (payload, "pack"), (ecsq, "fill"), (ecsq, "pack")],
+    "coding": [(settle, "quantise"), (payload, "pack"), (ecsq, "fill"), (ecsq, "pack"),
+               (ecsq, "unpack")],
     "write": [(packet, "write")],
 }  # fmt: skip
 BESIDE = "bounds of the fit"
