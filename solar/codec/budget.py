@@ -107,16 +107,16 @@ def cuts(own: Lines, dtype: str) -> Cuts:
     return Cuts(counts, bits, captured(own, counts, dtype))
 
 
-def choose(own: Lines, at: Cuts, price: float) -> tuple[np.ndarray, float, float]:
-    """Counts (c, 2) of every component at a price, in squared error per bit; the sum of bits, and
-    of what is gained."""
+def choose(own: Lines, at: Cuts, price: float) -> tuple[np.ndarray, float]:
+    """Counts (c, 2) of every component at a price, in squared error per bit, and the sum of
+    bits."""
     gain = at.energy[:, 0, :, None] * at.energy[:, 1, None, :] * own.gains[:, None, None]
     cost = at.bits[:, 0, :, None] + at.bits[:, 1, None, :]
     best = np.argmax((gain - price * cost).reshape(len(gain), -1), axis=1)
     rows = np.arange(len(gain))
     left, right = np.divmod(best, at.counts.shape[2])
     counts = np.stack([at.counts[rows, 0, left], at.counts[rows, 1, right]], axis=1)
-    return counts, float(cost[rows, left, right].sum()), float(gain[rows, left, right].sum())
+    return counts, float(cost[rows, left, right].sum())
 
 
 def search(own: Lines, at: Cuts, bits: float) -> np.ndarray:
@@ -124,12 +124,12 @@ def search(own: Lines, at: Cuts, bits: float) -> np.ndarray:
     high = float(np.max(own.gains * own.energies.prod(axis=1), initial=0))  # nothing is worth it
     low = high * LOWEST
     best = np.zeros(own.sizes.shape, np.int64)
-    counts, cost, _ = choose(own, at, low)
+    counts, cost = choose(own, at, low)
     if cost <= bits:
         return counts
     for _ in range(STEPS):
         price = float(np.sqrt(low * high))
-        counts, cost, _ = choose(own, at, price)
+        counts, cost = choose(own, at, price)
         if cost <= bits:
             best, high = counts, price
         else:

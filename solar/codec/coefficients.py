@@ -256,7 +256,7 @@ def atoms_in_use(
     """Atoms (a, width * d) float32 that carry a coefficient, of every side."""
     found = {}
     for side in sides:
-        ids = np.unique(sent[side].positions % size_of(setting, side)).astype(np.uint32)[None]
+        ids = atoms_of(sent[side].positions, size_of(setting, side)).astype(np.uint32)[None]
         group = as_group(setting.atoms, [side])
         unperturbed = basis.sources(setting.recipe, group, ids, frames.for_batch([side]))
         atoms, _ = basis.atoms(setting.recipe, group, ids, unperturbed)

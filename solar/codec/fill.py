@@ -200,7 +200,7 @@ def entropy(
     own = ecsq.weighed(own, quantize.scale_steps(bytes_, power), relative)
 
     layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
-    counted, both = ecsq.meter(own, tables), ecsq.whole(own)
+    counted = ecsq.meter(own, tables)
 
     def cut(chosen: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
         """Ranks, and the components that are in the file: a layer ends with its last active one."""
@@ -221,7 +221,7 @@ def entropy(
 
     def length(chosen: np.ndarray) -> int:
         ranks, mask = cut(chosen)
-        energies = int((2 - both)[mask].sum())
+        energies = int((2 - together)[mask].sum())
         body = ecsq.length(energies, float(counted(chosen)[mask].sum()))
         return job.overhead(ranks) + len(job.heads) + body
 

@@ -7,6 +7,7 @@ grid with steps of one byte, 2^((byte - 255) / SCALE_STEPS) times the packet's p
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -53,20 +54,9 @@ def restore(data: bytes, dtype: str, power: int) -> np.ndarray:
 def midrise(groups: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes (g, e) uint8 and float16 steps (g,) of least squared error for groups (g, e) float32.
 
-    One bit has the closed form step = 2 mean|x|; otherwise the best of a fixed set of steps up to
-    the one that reaches the largest entry. Padding is NaN and counts for nothing.
+    Padding is NaN and counts for nothing.
     """
-    if bits == 1:
-        steps = 2 * np.nanmean(np.abs(groups), axis=1)
-        return codes(groups, _half(steps), bits), _half(steps)
-    reach = np.nanmax(np.abs(groups), axis=1) / ((2**bits - 1) / 2)
-    best = np.full(len(groups), np.inf)
-    steps = _half(reach)
-    for share in STEPS:
-        tried = _half(reach * share)
-        error = np.nansum((dequantize(codes(groups, tried, bits), tried, bits) - groups) ** 2, 1)
-        steps = np.where(error < best, tried, steps)
-        best = np.minimum(error, best)
+    steps = steps_for(groups, bits, _half)
     return codes(groups, steps, bits), steps
 
 
@@ -94,17 +84,21 @@ def scale_steps(scales: np.ndarray, power: int) -> np.ndarray:
     return np.exp2((scales.astype(np.float64) - SCALE_TOP) / SCALE_STEPS + power)
 
 
-def steps_for(groups: np.ndarray, bits: int) -> np.ndarray:
-    """Steps (g,) float64 of least squared error for groups (g, e), NaN where there is no entry.
+def steps_for(
+    groups: np.ndarray, bits: int, rounded: Callable[[np.ndarray], np.ndarray] = lambda steps: steps
+) -> np.ndarray:
+    """Steps (g,) of least squared error for groups (g, e), NaN where there is no entry, among those
+    that `rounded` leaves.
 
-    One bit has the closed form of `midrise`; otherwise the best of a fixed set.
+    One bit has the closed form step = 2 mean|x|; otherwise the best of a fixed set of steps up to
+    the one that reaches the largest entry.
     """
     if bits == 1:
-        return 2 * np.nanmean(np.abs(groups), axis=1)
+        return rounded(2 * np.nanmean(np.abs(groups), axis=1))
     reach = np.nanmax(np.abs(groups), axis=1) / ((2**bits - 1) / 2)
-    best, steps = np.full(len(groups), np.inf), reach
+    best, steps = np.full(len(groups), np.inf), rounded(reach)
     for share in STEPS:
-        tried = reach * share
+        tried = rounded(reach * share)
         error = np.nansum((dequantize(codes(groups, tried, bits), tried, bits) - groups) ** 2, 1)
         steps, best = np.where(error < best, tried, steps), np.minimum(error, best)
     return steps
