@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from solar import packages
+from solar import frame_store, packages
 from solar.adapters import peft_io, targets
 from solar.codec import packet
 from solar.compilation import cache_compilations
@@ -67,6 +67,7 @@ def open_file(path: Path, base: Base) -> tuple[dict, dict[str, np.ndarray]]:
         Weights(base),
         usual_names=usual_names(base),
         cache=packages.cache_dir() / "bases",
+        frames=frame_store.by_hash,
     )
     return {k: (f.left, f.right) for k, f in decoded.factors.items()}, dict(decoded.heads)
 

@@ -32,7 +32,7 @@ from solar.errors import SolarError
 
 MAGIC = b"SOLR"
 VERSION = 1
-METHODS = ("solar", "float", "bits")  # the byte in the file is the index
+METHODS = ("solar", "float", "bits", "activation")  # the byte in the file is the index
 LISTED, IMPLIED, EMBEDDED = 1, 2, 4
 FIXED = struct.Struct("<4sBBBB16sHIIQQ")
 CHECKSUM = 8
