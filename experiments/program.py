@@ -125,8 +125,13 @@ def _arguments(given: list[str]) -> list[str]:
 
 def _with_likely_key(error: Exception, folder: str, config_name: str) -> Exception:
     """For an override of a key that does not exist: the same error, naming the keys it may have
-    meant.
+    meant. For a launcher or sweeper whose plugin is not installed: how to install it.
     """
+    if absent := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", str(error)):
+        return SolarError(
+            f"the {absent[1]} {absent[2]} is not installed: run `make launchers`, or "
+            "pip install -r requirements.txt -r requirements-launchers.txt"
+        )
     found = re.match(r"Could not override '([^']+)'", str(error))
     if not found:
         return error
