@@ -18,17 +18,27 @@ from experiments import compare, finetune
 from solar import evaluate, evaluator, record
 from solar.errors import SolarError
 from solar.files import only_one
+from solar.packages import cache_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("tiny=true", "tracking=disabled", "model=tiny-llama", "task=synthetic_text", "name=sweep")
 POINTS = ("codec=point", "codec.size=2,4,8", "codec.perturbation=0.0,0.1")
 
 
+def make_cache(folder: Path) -> str:
+    """A cache in which nothing is known but compiled programs."""
+    programs = cache_dir().resolve() / "xla"
+    programs.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    (folder / "xla").symlink_to(programs)
+    return str(folder)
+
+
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """A cache in which nothing is known; the evaluation process of other tests is not used."""
-    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "empty"))
-    yield tmp_path / "empty"
+    """Such a cache; the evaluation process ends with the test."""
+    monkeypatch.setenv("SOLAR_CACHE", make_cache(tmp_path / "empty"))
+    yield
     evaluator.stop()
 
 
@@ -164,6 +174,7 @@ def test_files_of_a_job_share_one_compiled_function(tmp_path, empty_cache, monke
 HOLD = """
 import sys, time
 from solar.files import only_one
+from solar.packages import cache_dir
 with only_one(sys.argv[1], None) as mine:
     print(mine, flush=True)
     time.sleep(60)
@@ -250,7 +261,7 @@ def basic(tmp_path_factory):
     """The table of a small sweep by the basic launcher, from a cache of its own."""
     home = tmp_path_factory.mktemp("basic")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOLAR_CACHE", str(home / "none"))
+        patch.setenv("SOLAR_CACHE", make_cache(home / "empty"))
         sweep = sweep_kill.Sweep(home, (*SMALL, *POINTS))
         sweep_kill.run(sweep)
         return sweep_kill.table(sweep)
