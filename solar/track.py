@@ -184,7 +184,9 @@ def _log_artifacts(
     used, about = None, {}
     if adapter is not None:
         used = wandb.Artifact(f"adapter-{_title(Path(adapter).resolve().name)}", type="adapter")
-        used.add_dir(str(adapter))
+        for file in sorted(Path(adapter).resolve().iterdir()):  # add_dir would speak of it
+            if file.is_file():
+                used.add_file(str(file))
         # Which one it was stands in the packets too: versions and aliases exist online only.
         about = {"adapter": used.name, "adapter_digest": used.digest}
     if files:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from solar import track
 from solar.errors import SolarError
+from tests.wandb_server import Server
 
 ROWS = [
     {"codec": "solar", "label": "N=8", "bytes": 100, "score": 0.5, "seed": 0}
@@ -135,6 +136,57 @@ def test_a_failed_job_is_a_run_that_crashed(tmp_path):
     records = _records(folder)
     assert records["exit"][0]["exit_code"] == 1
     assert "artifact" not in records and records["history"][0]["item"]["loss"] == 2.0
+
+
+_TRACKED = """
+import sys
+from pathlib import Path
+from solar import track
+mode, folder, adapter = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+run = track.start(mode, "solar-tests", "n", {"seed": 0}, folder)
+track.log(run, {"loss": 1.5}, 7)
+rows = [{"codec": "solar", "label": "N=8", "bytes": 6, "score": 0.5}]
+bounds = [{"label": "N=8", "layer": "all", "holds": True}]
+track.finish(run, rows, {}, [folder / "a.solar"], bounds=bounds, adapter=adapter)
+"""
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_server_receives_the_run_at_once_or_by_wandb_sync(mode, tmp_path, adapter, monkeypatch):
+    (tmp_path / "a.solar").write_bytes(b"packet")
+    server = Server()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def call(*arguments):
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    assert "W&B" not in call("-c", _TRACKED, mode, tmp_path, adapter)
+    if mode == "offline":
+        assert server.operations == []
+        (run,) = _runs(tmp_path)
+        call("-m", "wandb", "sync", "--yes", run)
+    server.shutdown()
+
+    assert {bucket["project"] for bucket in server.inputs("UpsertBucket")} == {"solar-tests"}
+    history = [json.loads(line) for line in server.streamed["wandb-history.jsonl"]]
+    assert [(h["step"], h["loss"]) for h in history if "loss" in h] == [(7, 1.5)]
+    tables = [json.loads(v) for k, v in server.uploads.items() if k.endswith(".table.json")]
+    assert {tuple(table["columns"]) for table in tables} == {
+        ("codec", "label", "bytes", "score"),
+        ("label", "layer", "holds"),
+    }
+    assert b"seed" in server.uploads["config.yaml"]
+    made = {made["artifactCollectionName"]: made for made in server.inputs("CreateArtifact")}
+    assert {"n-packets", "adapter-0123abcd"} <= set(made)
+    assert json.loads(made["n-packets"]["metadata"])["adapter"] == "adapter-0123abcd"
+    (used,) = server.inputs("UseArtifact")  # the lineage: adapter -> run -> packets
+    assert used["artifactID"] == "id of adapter-0123abcd"
+    assert used["runName"] == server.inputs("UpsertBucket")[0]["name"]
 
 
 def test_disabled_never_imports_wandb(tmp_path):
