@@ -74,6 +74,18 @@ def main(config_name: str, config_path: str | os.PathLike = CONFIGS) -> Callable
     return decorate
 
 
+def composed(config_name: str, *overrides: str) -> dict[str, Any]:
+    """The configuration that a program gets from a command line with these overrides, as a plain
+    dict: for Python and notebooks. Raises SolarError for what the command line would refuse.
+    """
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = hydra.compose(config_name, list(overrides))
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SolarError(one_line(_with_likely_key(error, str(CONFIGS), config_name))) from None
+
+
 def _run_program(launch: Callable[[], None], folder: str, config_name: str) -> None:
     global _failures
     # Without it Hydra prints the error and exits itself, before it reaches us.

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from solar.codec import basis, singular
-from solar.codec.basis import Sides, atoms, positions, sources
+from solar.codec import kinds, singular
+from solar.codec.basis import atoms, sources
 from solar.codec.container import identify
+from solar.codec.kinds import Sides, positions
 from solar.codec.recipe import Recipe
 from solar.codec.singular import Frame
 from solar.errors import SolarError
@@ -161,7 +162,7 @@ def test_recipes_are_checked(wrong):
 def test_draws_without_repeats_take_what_is_left_in_rising_order():
     drawn = np.random.default_rng(4).integers(0, 2**32, (2, 5, 11), dtype=np.uint32)
     ranks = np.array([4, 11])
-    found = basis._without_repeats(drawn, ranks)
+    found = kinds._without_repeats(drawn, ranks)
     for side, rank in enumerate(ranks):
         for words, chosen in zip(drawn[side], found[side], strict=True):
             left, expected = [], []
@@ -172,5 +173,5 @@ def test_draws_without_repeats_take_what_is_left_in_rising_order():
 
 
 def test_cosines_are_orthonormal_where_they_are_built_in_pieces():
-    rows = basis._cosines(600).astype(np.float64)
+    rows = kinds.cosines(600).astype(np.float64)
     assert np.abs(rows @ rows.T - np.eye(600)).max() < 1e-6

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from solar.codec import bound, tail
-from solar.codec.basis import Sides, atoms
+from solar.codec.basis import atoms
 from solar.codec.factors import Factors
+from solar.codec.kinds import Sides
 from solar.codec.recipe import Recipe
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from solar.codec import basis, checksum, container, singular
-from solar.codec.basis import Sides
 from solar.codec.container import Base, Watch, unwatched
+from solar.codec.kinds import KINDS, Sides
 from solar.codec.recipe import BUDGET, Recipe, Setting
 from solar.codec.singular import Frame
 
@@ -59,7 +59,8 @@ def targets_of(setting: Setting, side: Side) -> int:
 
 def size_of(setting: Setting, side: Side) -> int:
     """Atoms of a side: N, and under a budget no more than the orthonormal vectors there are."""
-    if setting.keep != BUDGET or setting.atoms == "matrix" or setting.recipe.kind == "random":
+    one_each = setting.keep == BUDGET and setting.atoms == "vector"
+    if not one_each or not KINDS[setting.recipe.kind].orthonormal:
         return setting.recipe.size
     most = side.vectors if setting.recipe.kind == "singular" else side.dim
     return min(setting.recipe.size, most)

@@ -25,6 +25,7 @@ from solar.codec.coefficients import (
     targets_of,
 )
 from solar.codec.factors import Factors
+from solar.codec.kinds import KINDS
 from solar.codec.recipe import BUDGET, Setting
 from solar.codec.tail import Tail
 from solar.errors import SolarError
@@ -59,7 +60,7 @@ def _batch(
     atoms, norms = basis.atoms(recipe, group, ids, unperturbed)
     ranks = np.array([len(f.values) for f in own] if own else [group.dim] * len(batch))
     orthonormal = (
-        setting.atoms == "vector" and recipe.kind != "random" and norms is None
+        setting.atoms == "vector" and KINDS[recipe.kind].orthonormal and norms is None
         and size <= int(ranks.min())
     )  # fmt: skip
     return _Batch(

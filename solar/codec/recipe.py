@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from solar.codec import kinds
 from solar.errors import SolarError
 
 SIDES = ("left", "right")
-KINDS = ("singular", "random", "orthogonal")
+KINDS = tuple(kinds.KINDS)
 SELECTIONS = ("leading", "sampled")
 ATOMS = ("vector", "matrix")
 ENTROPY = "entropy"
