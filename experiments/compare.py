@@ -37,12 +37,14 @@ from solar.compilation import cache_compilations
 from solar.errors import SolarError
 from solar.evaluate import Weights, score_files, usual_names
 from solar.files import write_whole
+from solar.tasks.stand_in import with_stand_in
 
 TINY = {
     "train": {"steps": 4, "batch_size": 8, "checkpoint_every": 2},
-    "task": {"train": 64, "validation": 16, "test": 32},
     "evaluate": {"batch_size": 16},
 }
+TINY_TASK = {"train": 64, "validation": 16, "test": 32}
+TINY_TEXT = {"prompts": 8, "tokens": 8, "synonyms": False}
 TINY_SIZE = 8
 
 
@@ -54,11 +56,22 @@ def shrink(config: dict) -> dict:
         model["overrides"] = {k: v for k, v in model["overrides"].items() if k != "image_size"}
     for node, values in TINY.items():
         config[node] |= values
+    evaluate, config["task"] = config["evaluate"], shrink_task(config["task"])
+    if evaluate.get("also"):
+        evaluate["also"] = {name: shrink_task(task) for name, task in evaluate["also"].items()}
+    if evaluate.get("text"):
+        evaluate["text"] |= TINY_TEXT
     config["codec"]["budgets"] = config["codec"]["budgets"][:1]
     for grid in config["codec"]["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
         grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
     return config
+
+
+def shrink_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A few rows of a task, and none that would have to be fetched."""
+    small = with_stand_in(task) | TINY_TASK
+    return small | {"shots_per_class": 1} if small.get("shots_per_class") else small
 
 
 def settings(codec: Mapping[str, Any], seed: int) -> Iterator[tuple[str, dict, Setting]]:
@@ -150,6 +163,7 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
         "task_identity": setup.task.identity,
         "seed": config["data_seed"],
         **config["evaluate"],
+        **({"reference": str(home)} if config["evaluate"].get("kl") else {}),
     }
     scores = score_files(job, files, folder)
     clock["evaluation"] = time.monotonic()
@@ -207,9 +221,8 @@ def add_scores(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> tupl
     base, full = by_label["base"], by_label["LoRA, float32"]
     gain = full["score"] - base["score"]
     for row, score in zip(rows, scores, strict=True):
+        row |= {k: v for k, v in score.items() if k != "count"}
         row |= {
-            "score": score["score"],
-            "loss": score["loss"],
             "score_base": base["score"],
             "score_adapter": full["score"],
             "retained": (score["score"] - base["score"]) / gain if gain else None,

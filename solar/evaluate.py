@@ -94,8 +94,8 @@ def score_files(
     """Scores of ``files`` in their order; those not known yet are measured by a fresh process.
 
     ``job`` has ``base`` {spec, overrides}, ``task`` (its config), ``task_identity``, ``seed``,
-    ``split``, ``batch_size`` and ``examples``. Raises SolarError with that process's one line where
-    it fails.
+    ``split``, ``batch_size`` and ``examples``, and what :func:`extras` reads. Raises SolarError
+    with that process's one line where it fails.
     """
     left = [str(f) for f in files if known_score(f, job) is None]
     if left:
@@ -125,15 +125,30 @@ def run_job(document: Mapping[str, Any]) -> None:
     files = [Path(f) for f in document["files"]]
     opened = [open_file(f, base) for f in files]
     ranks: dict[str, int] = {}
-    for update, _ in opened:
+    more = extras(base, job)
+    for update, _ in [*opened, *filter(None, [more.get("reference")])]:
         for name, (left, _) in update.items():
             ranks[name] = max(ranks.get(name, 0), left.shape[1])
-    score = make_scorer(base, task, ranks, job["split"], job["batch_size"], job["examples"])
+    how = (job["split"], job["batch_size"], job["examples"])
+    score = make_scorer(base, task, ranks, *how, **more)
     console = Console(file=sys.stdout)
     for path, (update, heads) in track(
         list(zip(files, opened, strict=True)), "evaluate", console=console
     ):
         write_whole(score_path(path, job), json.dumps(score(update, heads)).encode())
+
+
+def extras(base: Base, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job wants measured beside score and loss, as :func:`solar.score.make_scorer` takes
+    it: ``reference``, a file to whose outputs the others' divergence is told; ``text``; ``also``,
+    further tasks by name.
+    """
+    found = {"text": job.get("text")}
+    if job.get("reference"):
+        found["reference"] = open_file(Path(job["reference"]), base)
+    further = job.get("also") or {}
+    found["also"] = {name: task_for(base, task, job["seed"]) for name, task in further.items()}
+    return found
 
 
 def task_for(base: Base, config: Mapping[str, Any], seed: int) -> Task:
@@ -146,8 +161,8 @@ def task_for(base: Base, config: Mapping[str, Any], seed: int) -> Task:
     def encode(text: str) -> list[int]:
         return base.tokenizer.encode(text, add_special_tokens=False)
 
-    pad = base.tokenizer.pad_token_id
-    return build(config, encode=encode, pad_id=0 if pad is None else pad, seed=seed)
+    pad, end = base.tokenizer.pad_token_id, base.tokenizer.eos_token_id
+    return build(config, encode=encode, pad_id=0 if pad is None else pad, eos_id=end, seed=seed)
 
 
 def main(arguments: Sequence[str]) -> int:
