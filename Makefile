@@ -4,6 +4,7 @@
 #   make figures                    every figure and table of paper_figures/ from its committed CSV files
 #   make test                       all tests that need neither torch nor a download
 #   make test-parity, test-real     the same against torch and peft; on the real bases
+#   make launchers                  adds Ray and Optuna for sweeps: launcher=ray_local, sweeper=optuna
 #   make fuzz                       hostile packets for about 3 minutes; RUNS, FUZZ_SECONDS set how long
 #   make PYTHON=python3.12 ...      another interpreter for a new environment
 
@@ -20,7 +21,7 @@ FUZZ := .venv-fuzz
 RUNS ?= 20000
 FUZZ_SECONDS ?= 60
 
-.PHONY: run figures test test-parity test-real fuzz lint format
+.PHONY: run figures test test-parity test-real launchers fuzz lint format
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.compare $(ARGS)
@@ -36,6 +37,9 @@ test-parity: $(PARITY)/.installed
 
 test-real: $(PARITY)/.installed
 	$(PARITY)/bin/python -m pytest -m real $(ARGS)
+
+launchers: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -r requirements-launchers.txt
 
 fuzz: $(FUZZ)/.installed
 	$(FUZZ)/bin/python -m tests.fuzz.campaign --mutants $(RUNS) $(ARGS)
@@ -56,10 +60,10 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(PARITY)/.installed: requirements.txt requirements-parity.txt
+$(PARITY)/.installed: requirements.txt requirements-parity.txt requirements-launchers.txt
 	$(call environment,$(PARITY))
 	$(PARITY)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-r requirements.txt -r requirements-parity.txt
+		-r requirements.txt -r requirements-parity.txt -r requirements-launchers.txt
 	@touch $@
 
 $(FUZZ)/.installed: requirements.txt requirements-fuzz.txt
