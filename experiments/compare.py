@@ -36,6 +36,7 @@ from solar.codec import baselines, limit
 from solar.codec.container import Encoded
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical
+from solar.codec.heads import pack_heads
 from solar.codec.recipe import ENTROPY, Recipe, Setting
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
@@ -135,10 +136,13 @@ def encode_all(
     if "grids" in config["codec"]:
         yield from encode_baselines(config["codec"]["baselines"], factors, weights, common)
         compact = setting_for("compact", config["seed"], embed_basis=False)
+        carried = len(pack_heads(heads)) if heads else 0  # the budgets are for the update alone
         for size in progress(config["codec"]["budgets"], "budgets", console=console):
-            coded = encode(factors, weights, compact, cache=cache, budget_bytes=size, **common)
+            whole = size + carried
+            coded = encode(factors, weights, compact, cache=cache, budget_bytes=whole, **common)
             columns = {"basis": compact.recipe.kind, "atoms": compact.atoms, "dtype": compact.dtype}
-            yield "compact", f"compact, {size:,} bytes", columns, coded
+            label = f"compact, {size:,} bytes" + (" and the head" if heads else "")
+            yield "compact", label, columns, coded
     every = list(settings(config["codec"], config["seed"]))
     for codec, label, columns, setting, budget in progress(
         every, "compress", console=console, disable=len(every) < 2
