@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track as progress
 
-from experiments import plot, table
+from experiments import plot, reported, table
 from experiments.collect import tidy
 from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
@@ -40,7 +40,7 @@ from solar.codec.heads import pack_heads
 from solar.codec.recipe import ENTROPY, Recipe, Setting
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
-from solar.evaluate import Weights, score_files, usual_names
+from solar.evaluate import Weights, digest, score_files, usual_names
 from solar.files import write_whole
 from solar.tasks.stand_in import with_stand_in
 
@@ -173,9 +173,8 @@ def compare(config: dict, folder: Path) -> dict[str, Any]:
         return record.read(folder / "result.json")
     clock = {"start": time.monotonic()}
     name, tracking = config["name"], config["tracking"]
-    run_name = f"{name}-{config['seed']}"
     tracker = track.start(
-        tracking["mode"], tracking["project"], run_name, config, folder, group=name
+        tracking["mode"], tracking["project"], f"{name} {folder.name}", config, folder, group=name
     )
     result = None
     try:
@@ -186,7 +185,15 @@ def compare(config: dict, folder: Path) -> dict[str, Any]:
         rows = result["rows"] if result else ()
         files = [folder / row["packet"] for row in rows if row["packet"].endswith(".solar")]
         summary = {k: result[k] for k in ("base", "adapter")} if result else {}
-        track.finish(tracker, rows, summary, files, failed=result is None)
+        track.finish(
+            tracker,
+            rows,
+            summary,
+            files,
+            failed=result is None,
+            bounds=reported.bound_rows(result or {}),
+            adapter=folder / rows[0]["packet"] if result else None,
+        )
     return result
 
 
@@ -195,13 +202,29 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
     it."""
     setup = prepare(config)
     clock["base and task"] = time.monotonic()
-    home = finetune(config, setup, lambda step, values: track.log(tracker, values, step))
+    logged = set()
+
+    def log(step: int, values: dict[str, float]) -> None:
+        track.log(tracker, values, step)
+        logged.add(step)
+
+    home = finetune(config, setup, log)
+    trained = json.loads((home / "training.json").read_text())
+    for step, loss in enumerate(trained["losses"], 1):
+        if step not in logged:  # trained by an earlier run, or before this one was resumed
+            track.log(tracker, {"loss": loss}, step)
     clock["training"] = time.monotonic()
     adapter = peft_io.read(home, setup.base)
     factors = canonical(adapter.pairs)
+    facts = reported.sizes(home)
+    shares = reported.aligned(
+        factors, Weights(setup.base), config["alignment"], packages.cache_dir() / "bases",
+        config["seed"],
+    )  # fmt: skip
     rows, files = write_packets(config, folder / "packets", factors, adapter.heads, setup)
+    bounds = reported.bounds_of(rows)
     rows.insert(0, {"codec": "float32", "label": "LoRA, float32", "relative_error": 0.0,
-                    "bytes": (home / "adapter_model.safetensors").stat().st_size})  # fmt: skip
+                    "bytes": facts["bytes"]})  # fmt: skip
     files.insert(0, home)
     clock["compression"] = time.monotonic()
     job = {
@@ -217,6 +240,7 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
     clock["evaluation"] = time.monotonic()
     for row, file in zip(rows, files, strict=True):
         row |= {"method": config["adapter"]["method"], "seed": config["seed"],
+                **reported.ratios(row, facts),
                 "packet": os.path.relpath(file, folder)}  # fmt: skip
     base, full = add_scores(rows, scores)
     return {
@@ -224,16 +248,19 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
         "config": config,
         "identities": {
             "task": setup.task.identity,
-            "base": json.loads((home / "training.json").read_text())["base"],
+            "base": trained["base"],
             "adapter": home.name,
+            "adapter_sha256": digest(home),
         },
         "about": setup.task.about,
         "versions": record.versions(),
         "base": {"score": base["score"], "loss": base["loss"]},
-        "adapter": {"score": full["score"], "loss": full["loss"], "bytes": rows[0]["bytes"]},
+        "adapter": {"score": full["score"], "loss": full["loss"], **facts},
+        "alignment": shares,
+        "bounds": bounds,
         "limit": [list(point) for point in limit.rate_distortion(factors)],
         "model": asdict(setup.base.config),
-        "tiny": config["tiny"],
+        "tiny": config["tiny"] or setup.spec.startswith("tiny:"),
         "wall_s": {b: clock[b] - clock[a] for a, b in itertools.pairwise(clock)},
         "status": "complete",
     }
@@ -258,7 +285,8 @@ def write_packets(
         worst = {k: coded.report.get(k) for k in ("relative_error", "bound", "slack")}
         if codec == "none":  # coded without loss, but what it codes is no update at all
             worst = {"relative_error": 1.0}
-        rows.append({"codec": codec, "label": label, **columns, **sizes, **worst})
+        layers = {} if codec == "none" else reported.by_layer(coded.report)
+        rows.append({"codec": codec, "label": label, **columns, **sizes, **worst, "layers": layers})
         files.append(path)
     return rows, files
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MEASURES = (
-    *("bytes", "payload", "header", "heads", "ratio", "score", "loss"),
-    *("score_base", "score_adapter", "retained", "relative_error", "bound", "slack"),
+    *("bytes", "payload", "header", "heads", "ratio_fp32", "ratio_fp16"),
+    *("score", "loss", "score_base", "score_adapter", "retained"),
+    *("relative_error", "bound", "slack"),
 )
 
 # What makes two rows the same setting; everything but the seed and what was measured.

@@ -28,7 +28,7 @@ class Column(NamedTuple):
 # `error` is relative.
 COLUMNS = {
     "bytes": Column("bytes", ",.0f", best=min),
-    "ratio": Column("ratio", ".1f", best=max),
+    "ratio": Column("ratio_fp32", ".1f", best=max),
     "score": Column("score", ".3f", best=max),
     "retained %": Column("retained", ".1f", 100, best=max),
     "error": Column("relative_error", ".3f", best=min),

@@ -23,7 +23,10 @@ import numpy as np
 from solar.errors import SolarError
 from solar.files import write_whole
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
+_PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "transformers", "numpy", "scipy", "safetensors"),
+    *("constriction", "threadpoolctl"),
+)
 
 
 def plain(value: Any, where: str = "record") -> Any:
@@ -73,8 +76,24 @@ def write(path: str | os.PathLike, record: Mapping[str, Any]) -> Path:
     Parent folders are made. Raises SolarError for what JSON cannot hold (see `plain`); the file
     that was there before stays untouched then.
     """
-    text = json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    return write_whole(path, text.encode())
+    return write_whole(path, f"{_laid_out(plain(record))}\n".encode())
+
+
+def _laid_out(value: Any, margin: str = "") -> str:
+    """JSON with a line for every key, and one for a whole list of numbers: such lists run over
+    layers, and with a line for every number nobody would find the keys."""
+    inner = margin + "  "
+    if isinstance(value, dict) and value:
+        keys = (json.dumps(key, ensure_ascii=False) for key in value)
+        lines = [f"{k}: {_laid_out(v, inner)}" for k, v in zip(keys, value.values(), strict=True)]
+        opening, closing = "{}"
+    elif isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
+        lines = [_laid_out(entry, inner) for entry in value]
+        opening, closing = "[]"
+    else:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    body = ",\n".join(inner + line for line in lines)
+    return f"{opening}\n{body}\n{margin}{closing}"
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:

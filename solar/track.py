@@ -9,11 +9,12 @@ run of its own. The step travels as a metric named `step`, not as W&B's own coun
 resumed offline run is a new W&B run that starts in the middle.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,19 @@ from solar.record import plain
 
 MODES = ("offline", "online", "disabled")
 
-# Above the bound by no more than rounding in the last digits of the record is not a violation.
-_ROUNDING = 1e-6
+_STAGING = "WANDB_DATA_DIR"
+# Seconds that the end of an online run may wait for the network; what is then still to be sent
+# stays on disk.
+_PATIENCE = 300.0
 
 
 @dataclasses.dataclass
 class Run:
-    """One W&B run; `live` is None where there is nothing to log to (disabled, failed, finished)."""
+    """One W&B run; `live` is None where there is nothing to log to (disabled, failed, finished).
+    `folder`: where its files lie."""
 
     live: Any = None
+    folder: Path | None = None
 
 
 def start(
@@ -77,6 +82,8 @@ def start(
                     x_disable_stats=True,
                     init_timeout=30.0,
                     login_timeout=30.0,
+                    finish_timeout=_PATIENCE,
+                    finish_timeout_raises=True,
                 ),
             )
             live.define_metric("step", hidden=True)
@@ -86,7 +93,7 @@ def start(
             continue
         if failures:
             _warn(f"offline instead, because {failures[0]} (`wandb sync` sends the run later)")
-        return Run(live)
+        return Run(live, Path(live.dir).resolve().parent)
     return _without(f"not tracked, because {failures[-1]}")
 
 
@@ -106,13 +113,18 @@ def finish(
     summary: Mapping[str, Any] | None = None,
     files: Iterable[str | os.PathLike] = (),
     failed: bool = False,
+    *,
+    bounds: Sequence[Mapping[str, Any]] = (),
+    adapter: str | os.PathLike | None = None,
 ) -> None:
-    """Log the curve, the bound check, the summary and the packets, and close the run.
+    """Log the curve, the bound check, the summary and the artifacts, and close the run.
 
     Never raises because of wandb. `rows` are result rows: they become the table `curve` (a row a
-    point), the line plot `score against bytes` with a line a codec, and the table `bound_check`;
-    `bound_check/passed` and `bound_check/failed` count its rows. `files` travel as one artifact.
-    `failed` marks the run as crashed. A second call does nothing.
+    point) and the line plot `score against bytes` with a line a codec. `bounds` are rows with a
+    bool `holds`, one a code and layer: the table `bound_check`; `bound_check/passed` and
+    `bound_check/failed` count them. The folder `adapter` is an artifact that the run uses, `files`
+    are one that it makes, so that the second descends from the first. `failed` marks the run as
+    crashed. A second call does nothing.
     """
     if run is None or run.live is None:
         return
@@ -120,68 +132,88 @@ def finish(
     try:
         import wandb
 
-        # A W&B table wants one type a column, and numbers of the same kind throughout.
-        rows = [{k: _cell(v) for k, v in plain(row, "row").items()} for row in rows]
-        if rows:
-            curve = _table(wandb, rows, list(dict.fromkeys(k for row in rows for k in row)))
-            live.log({"curve": curve})
-            if {"bytes", "score", "codec"} <= set(curve.columns):
-                plot = wandb.plot.line(
-                    curve, "bytes", "score", stroke="codec", title="score against bytes"
+        with _staged(run):
+            rows = [_cells(row) for row in rows]
+            if rows:
+                curve = _table(wandb, rows)
+                live.log({"curve": curve})
+                if {"bytes", "score", "codec"} <= set(curve.columns):
+                    plot = wandb.plot.line(
+                        curve, "bytes", "score", stroke="codec", title="score against bytes"
+                    )
+                    live.log({"score against bytes": plot})
+            if bounds:
+                live.log({"bound_check": _table(wandb, [_cells(row) for row in bounds])})
+                held = sum(bool(row["holds"]) for row in bounds)
+                live.summary.update(
+                    {
+                        "bound_check/passed": held,
+                        "bound_check/failed": len(bounds) - held,
+                        "bound_check/result": "pass" if held == len(bounds) else "fail",
+                    }
                 )
-                live.log({"score against bytes": plot})
-        checked = bound_check(rows)
-        if checked:
-            live.log({"bound_check": _table(wandb, checked, list(checked[0]))})
-            held = sum(row["holds"] for row in checked)
-            live.summary.update(
-                {
-                    "bound_check/passed": held,
-                    "bound_check/failed": len(checked) - held,
-                    "bound_check/result": "pass" if held == len(checked) else "fail",
-                }
-            )
-        if summary:
-            live.summary.update(plain(summary, "summary"))
-        files = [Path(file) for file in files]
-        if files:
-            title = re.sub(r"[^A-Za-z0-9_.-]+", "-", live.name or live.id)[:100]
-            artifact = wandb.Artifact(f"{title}-packets", type="packets")
-            for file in files:
-                artifact.add_file(str(file))
-            live.log_artifact(artifact)
+            if summary:
+                live.summary.update(plain(summary, "summary"))
+            _log_artifacts(wandb, live, [Path(file).resolve() for file in files], adapter)
     except Exception as error:
         _warn(f"not everything was logged, because {_line(error)}")
     run.live = None
     try:
         live.finish(exit_code=1 if failed else 0)
     except Exception as error:
-        _warn(f"the run was not closed, because {_line(error)}")
+        _warn(f"not all was sent, because {_line(error)} (`wandb sync {run.folder}` sends it)")
 
 
-def bound_check(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For the rows that carry a bound: label, seed, measured error, bound, slack, does it hold."""
-    checked = []
-    for row in rows:
-        error, bound = row.get("relative_error"), row.get("bound")
-        if error is None or bound is None:
-            continue
-        checked.append(
-            {
-                "label": row.get("label"),
-                "seed": row.get("seed"),
-                "relative_error": error,
-                "bound": bound,
-                "slack": row.get("slack"),
-                "holds": bool(error <= bound * (1 + _ROUNDING) + _ROUNDING),
-            }
-        )
-    return checked
+@contextlib.contextmanager
+def _staged(run: Run) -> Iterator[None]:
+    """Puts what W&B copies for a later upload beside the run, where the user has not chosen a
+    place, rather than into the home folder: the folder then holds all that `wandb sync` sends."""
+    if _STAGING in os.environ or run.folder is None:
+        yield
+        return
+    os.environ[_STAGING] = str(run.folder / "staging")
+    try:
+        yield
+    finally:
+        del os.environ[_STAGING]
 
 
-def _table(wandb: Any, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> Any:
+def _log_artifacts(
+    wandb: Any, live: Any, files: list[Path], adapter: str | os.PathLike | None
+) -> None:
+    used, about = None, {}
+    if adapter is not None:
+        used = wandb.Artifact(f"adapter-{_title(Path(adapter).resolve().name)}", type="adapter")
+        for file in sorted(Path(adapter).resolve().iterdir()):  # add_dir would speak of it
+            if file.is_file():
+                used.add_file(str(file))
+        # Which one it was stands in the packets too: versions and aliases exist online only.
+        about = {"adapter": used.name, "adapter_digest": used.digest}
+    if files:
+        title = f"{_title(live.name or live.id)}-packets"
+        made = wandb.Artifact(title, type="packets", metadata=about)
+        for file in files:
+            made.add_file(str(file), policy="immutable")  # read where it lies, not copied
+        live.log_artifact(made)
+    if used is not None:
+        # What `use_artifact` does with a new artifact, less its demand for a server and its wait
+        # for the upload: the request is written down, and carried out with the upload or the sync.
+        live._log_artifact(used, is_user_created=True, use_after_commit=True)
+
+
+def _title(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:100]
+
+
+def _table(wandb: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     data = [[row.get(column) for column in columns] for row in rows]
     return wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as a W&B table wants it: one type a column, and numbers of the same kind throughout."""
+    return {key: _cell(value) for key, value in plain(row, "row").items()}
 
 
 def _cell(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from experiments import compare
+from experiments import compare, reported
 from solar import evaluate, record
 from solar.codec import packet
 from solar.files import write_whole
@@ -70,6 +70,7 @@ def test_a_run_leaves_packets_record_and_curve(family, home, monkeypatch, capsys
             if row["codec"] != "none":
                 assert row["relative_error"] <= row["bound"] * (1 + 1e-6) + 1e-6
     assert result["tiny"] and result["status"] == "complete"
+    holds_what_a_record_has_to(result, packets=6)
     assert (folder / "curve.png").stat().st_size > 10_000
     assert (folder / "curve.pdf").stat().st_size > 5_000
     # The same command again reads the record and measures nothing.
@@ -78,6 +79,35 @@ def test_a_run_leaves_packets_record_and_curve(family, home, monkeypatch, capsys
     assert run(monkeypatch, *SMALL, *FAMILIES[family], f"name={family}") == 0
     assert (folder / "result.json").stat().st_mtime_ns == stamp
     assert "singular-vector-N8" in capsys.readouterr().out
+
+
+def holds_what_a_record_has_to(result: dict, packets: int) -> None:
+    lora = result["rows"][0]
+    assert lora["ratio_fp32"] == 1 and 0.5 < lora["ratio_fp16"] < 1
+    for row in result["rows"][2:]:
+        assert row["payload"] + row["header"] + row["heads"] == row["bytes"]
+        assert row["ratio_fp32"] == result["adapter"]["bytes"] / row["bytes"] > row["ratio_fp16"]
+        assert {"score", "loss", "retained", "relative_error", "bound", "slack"} <= row.keys()
+    shares = {(share["N"], share["side"]): share for share in result["alignment"]}
+    assert set(shares) == {(n, side) for n in (16, 64) for side in ("left", "right")}
+    for share in shares.values():
+        assert 0 < share["singular"] <= 1 + 1e-6 and 0 < share["random"] <= 1 + 1e-6
+    layers, codes = result["bounds"]["layers"], result["bounds"]["codes"]
+    assert len(codes) == packets and len(layers) >= 2
+    for code in codes:
+        for figure in ("measured", "certificate", "slack"):
+            assert len(code[figure]) == len(layers)
+        assert code["worst"]["name"] in layers and code["smallest_slack"] >= 0
+    assert set(codes[-1]["tail"]) == {"left", "right", "why"}
+    checked = reported.bound_rows(result)
+    assert len(checked) == packets * (len(layers) + 1) and all(row["holds"] for row in checked)
+    rows = {row["label"]: row for row in result["rows"]}
+    for row in (row for row in checked if row["layer"] == "all"):
+        whole = rows[row["label"]]
+        assert row["measured"] / row["norm"] == pytest.approx(whole["relative_error"], rel=1e-5)
+        assert row["slack"] == pytest.approx(whole["slack"], abs=1e-5)
+    assert {"base", "task", "adapter", "adapter_sha256"} <= result["identities"].keys()
+    assert result["limit"][0] == [0.0, 1.0] and result["versions"]["jax"]
 
 
 def test_an_interrupted_run_goes_on_with_what_it_has(home, monkeypatch):

@@ -125,7 +125,7 @@ def test_mean_and_standard_deviation_over_seeds():
     assert point["seeds"] == 3
     assert point["score"] == pytest.approx(0.91)
     assert point["score_std"] == pytest.approx(0.01)  # n - 1 in the denominator
-    assert point["ratio"] == pytest.approx(64_400 / 64_000)
+    assert point["ratio_fp32"] == pytest.approx(64_400 / 64_000)
     with pytest.raises(ValueError, match="seed 0 more than once"):
         rows.over_seeds(collect.tidy(made_up(0)) * 2)
     single = rows.over_seeds(collect.tidy(made_up(0)))[0]

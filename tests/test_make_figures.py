@@ -34,7 +34,7 @@ FOLDER = ROOT / "paper_figures"
 def row(codec, label, size, score, seed=0, **more):
     found = {"base": "tiny_base", "task": "words", "group": "a", "seed": seed, "method": "lora"}
     found |= {"codec": codec, "label": label, "bytes": size, "payload": size - 90, "header": 50}
-    found |= {"heads": 40, "ratio": 64_000 / size, "score": score, "score_base": 0.6}
+    found |= {"heads": 40, "ratio_fp32": 64_000 / size, "score": score, "score_base": 0.6}
     found |= {"score_adapter": 0.9, "retained": (score - 0.6) / 0.3}
     return found | {"relative_error": 1 - score} | more
 
