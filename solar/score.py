@@ -67,7 +67,7 @@ def make_scorer(
     score is accuracy in [0, 1] (of tokens, for next_token); loss is the mean cross-entropy in nats.
     With ``reference``, an update and its heads: kl, the mean KL(reference || update) in nats over
     what is predicted. With ``text`` (settings of solar.written): the metrics of what is written for
-    the split's prompts. With ``also``: the score of each further task, under its name there.
+    the split's prompts. With ``also``: also_NAME, the score of each further task.
     Raises SolarError for an empty split and where a reference or text does not fit the task.
     """
     arrays = {k: v[:examples] for k, v in getattr(task, split).items()}
@@ -109,7 +109,7 @@ def make_scorer(
             found["kl"] = total.divergence / count
         if write is not None:
             found |= write(given, ranks)
-        return found | {name: other(update, heads)["score"] for name, other in others.items()}
+        return found | {f"also_{k}": other(update, heads)["score"] for k, other in others.items()}
 
     return score
 
