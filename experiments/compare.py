@@ -29,24 +29,27 @@ from experiments import plot, reported, table
 from experiments.collect import tidy
 from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
-from solar import packages, record, track
+from solar import frame_store, packages, record, track
 from solar.adapters import peft_io
 from solar.api import setting_for
-from solar.codec import baselines, limit
+from solar.codec import activation, baselines, limit
 from solar.codec.container import Encoded
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical
+from solar.codec.heads import pack_heads
 from solar.codec.recipe import ENTROPY, Recipe, Setting
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
 from solar.evaluate import Weights, digest, score_files, usual_names
 from solar.files import write_whole
+from solar.tasks.stand_in import with_stand_in
 
 TINY = {
     "train": {"steps": 4, "batch_size": 8, "checkpoint_every": 2},
-    "task": {"train": 64, "validation": 16, "test": 32},
     "evaluate": {"batch_size": 16},
 }
+TINY_TASK = {"train": 64, "validation": 16, "test": 32}
+TINY_TEXT = {"prompts": 8, "tokens": 8, "synonyms": False}
 TINY_SIZE = 8
 B95 = 0.95  # the share of LoRA's gain over the base that counts as all of it
 
@@ -59,6 +62,11 @@ def shrink(config: dict) -> dict:
         model["overrides"] = {k: v for k, v in model["overrides"].items() if k != "image_size"}
     for node, values in TINY.items():
         config[node] |= values
+    evaluate, config["task"] = config["evaluate"], shrink_task(config["task"])
+    if evaluate.get("also"):
+        evaluate["also"] = {name: shrink_task(task) for name, task in evaluate["also"].items()}
+    if evaluate.get("text"):
+        evaluate["text"] |= TINY_TEXT
     codec = config["codec"]
     if "grids" not in codec:
         return config | {"codec": codec | {"size": min(codec["size"], TINY_SIZE)}}
@@ -67,6 +75,12 @@ def shrink(config: dict) -> dict:
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
         grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
     return config
+
+
+def shrink_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A few rows of a task, and none that would have to be fetched."""
+    small = with_stand_in(task) | TINY_TASK
+    return small | {"shots_per_class": 1} if small.get("shots_per_class") else small
 
 
 def points(codec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -121,20 +135,34 @@ def encode_all(
     console = Console(stderr=True)
     if "grids" in config["codec"]:
         yield from encode_baselines(config["codec"]["baselines"], factors, weights, common)
-        plain = setting_for("weights", config["seed"], embed_basis=False)
-        frames = frame_store.for_base(None, setup.spec, weights)
-        for size in progress(config["codec"]["budgets"], "budgets", console=console):
-            coded = activation.encode(factors, weights, frames, budget_bytes=size, **common)
-            columns = {"basis": "activation", "atoms": "vector", "dtype": ENTROPY}
-            yield "compact", f"compact, {size:,} bytes", columns, coded
-            coded = encode(factors, weights, plain, cache=cache, budget_bytes=size, **common)
-            yield "weights", f"weights, {size:,} bytes", columns | {"basis": plain.recipe.kind}, coded
+        yield from encode_budgets(config, factors, setup, weights, common)
     every = list(settings(config["codec"], config["seed"]))
     for codec, label, columns, setting, budget in progress(
         every, "compress", console=console, disable=len(every) < 2
     ):
         coded = encode(factors, weights, setting, cache=cache, budget_bytes=budget, **common)
         yield codec, label, columns, coded
+
+
+def encode_budgets(
+    config: Mapping[str, Any], factors: dict[str, Factors], setup: Setup, weights: Weights,
+    common: dict,
+) -> Iterator[tuple[str, str, dict, Encoded]]:  # fmt: skip
+    """The presets that fill a budget, at every budget; heads travel on top of it."""
+    plain = setting_for("weights", config["seed"], embed_basis=False)
+    cache = packages.cache_dir() / "bases"
+    frames = frame_store.for_base(None, setup.spec, weights)
+    heads = common["heads"]
+    carried = len(pack_heads(heads)) if heads else 0  # the budgets are for the update alone
+    for size in progress(config["codec"]["budgets"], "budgets", console=Console(stderr=True)):
+        text = f"{size:,} bytes" + (" and the head" if heads else "")
+        fits = common | {"budget_bytes": size + carried}
+        columns = {"basis": "activation", "atoms": "vector", "dtype": ENTROPY}
+        coded = activation.encode(factors, weights, frames, **fits)
+        yield "compact", f"compact, {text}", columns, coded
+        columns = columns | {"basis": plain.recipe.kind}
+        coded = encode(factors, weights, plain, cache=cache, **fits)
+        yield "weights", f"weights, {text}", columns, coded
 
 
 def encode_baselines(
@@ -220,6 +248,7 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
         "ranks": {name: a.shape[0] for name, (_, a, _) in adapter.pairs.items()},
         "seed": config["data_seed"],
         **config["evaluate"],
+        **({"reference": str(home)} if config["evaluate"].get("kl") else {}),
     }
     scores = score_files(job, files, folder)
     clock["evaluation"] = time.monotonic()

@@ -112,9 +112,9 @@ def score_files(
     process.
 
     ``job`` has ``base`` {spec, overrides}, ``task`` (its config), ``task_identity``, ``ranks``
-    {layer: of the hooks}, ``seed``, ``split``, ``batch_size`` and ``examples``. Of several
-    processes that want the score of one file, one has it measured. Raises SolarError with the
-    evaluation process's one line where it fails.
+    {layer: of the hooks}, ``seed``, ``split``, ``batch_size`` and ``examples``, and what
+    :func:`extras` reads. Of several processes that want the score of one file, one has it measured.
+    Raises SolarError with the evaluation process's one line where it fails.
     """
     left = [f for f in files if known_score(f, job) is None]
     if left:
@@ -169,7 +169,10 @@ def score_file(path: Path, job: Mapping[str, Any]) -> dict[str, Any]:
             f"task {task.name} has changed since the job was made; start the run again"
         )
     how = (job["split"], job["batch_size"], job["examples"])
-    score = _keep("scorer", dict(job), lambda: make_scorer(base, task, job["ranks"], *how))
+    score = _keep(
+        "scorer", dict(job),
+        lambda: make_scorer(base, task, job["ranks"], *how, **extras(base, job)),
+    )  # fmt: skip
     update, heads = open_file(path, base)
     start = time.monotonic()
     values = score(update, heads)
@@ -199,6 +202,19 @@ def serve(questions: IO[str], answers: IO[str]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def extras(base: Base, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job wants measured beside score and loss, as :func:`solar.score.make_scorer` takes
+    it: ``reference``, a file to whose outputs the others' divergence is told; ``text``; ``also``,
+    further tasks by name.
+    """
+    found = {"text": job.get("text")}
+    if job.get("reference"):
+        found["reference"] = open_file(Path(job["reference"]), base)
+    further = job.get("also") or {}
+    found["also"] = {name: task_for(base, task, job["seed"]) for name, task in further.items()}
+    return found
+
+
 def task_for(base: Base, config: Mapping[str, Any], seed: int) -> Task:
     """The task as ``base`` sees it: its tokenizer or its image size."""
     if base.family == "vit":
@@ -209,8 +225,8 @@ def task_for(base: Base, config: Mapping[str, Any], seed: int) -> Task:
     def encode(text: str) -> list[int]:
         return base.tokenizer.encode(text, add_special_tokens=False)
 
-    pad = base.tokenizer.pad_token_id
-    return build(config, encode=encode, pad_id=0 if pad is None else pad, seed=seed)
+    pad, end = base.tokenizer.pad_token_id, base.tokenizer.eos_token_id
+    return build(config, encode=encode, pad_id=0 if pad is None else pad, eos_id=end, seed=seed)
 
 
 def main(arguments: Sequence[str]) -> int:
