@@ -132,6 +132,21 @@ def test_spectral_upper_of_noise_is_never_far_off(count):
     assert (1 < found).all() and found.max() < 1.03
 
 
+@pytest.mark.parametrize("shape", [(128, 576), (192, 192), (300, 192)])
+def test_spectral_upper_takes_the_edge_of_noise_for_a_guess(shape, monkeypatch):
+    matrices = np.random.default_rng(9).normal(size=(30, *shape)).astype(np.float32)
+    truth = np.linalg.norm(matrices.astype(np.float64), 2, axis=(1, 2))
+    searched = []
+    lanczos = tail._largest
+    monkeypatch.setattr(tail, "_largest", lambda gram: searched.append(1) or lanczos(gram))
+    found = tail.spectral_upper(matrices, noise=True) / truth
+    assert (1 < found).all() and found.max() < 1.05 and np.median(found) < 1.025
+    assert len(searched) < 6
+    matrices[0, 0] *= 20  # what is no noise is bounded as well
+    truth = np.linalg.norm(matrices[:1].astype(np.float64), 2, axis=(1, 2))
+    assert truth < tail.spectral_upper(matrices[:1], noise=True) < 1.05 * truth
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-4, 0.05, 0.3])
 def test_tail_bound_holds(eps):
     rng = np.random.default_rng(5)

@@ -79,10 +79,12 @@ def safetensors_table(path: Path) -> dict[str, Stored]:
     """The tensors of one safetensors file; raises SolarError where it is cut or altered."""
 
     def read(name: str) -> np.ndarray:
-        with opened(path) as file:
+        with safetensors_errors(path):
             return widened(file.get_tensor(name))
 
-    with opened(path) as file:
+    with safetensors_errors(path):
+        # Open as long as the table lives: opening reads the whole header.
+        file = safe_open(path, "np")
         return {
             name: Stored(tuple(file.get_slice(name).get_shape()), partial(read, name))
             for name in file.keys()  # noqa: SIM118
@@ -92,9 +94,14 @@ def safetensors_table(path: Path) -> dict[str, Stored]:
 @contextmanager
 def opened(path: Path) -> Iterator[safe_open]:
     """A safetensors file; whatever its reader complains of becomes one SolarError."""
+    with safetensors_errors(path), safe_open(path, "np") as file:
+        yield file
+
+
+@contextmanager
+def safetensors_errors(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, "np") as file:
-            yield file
+        yield
     except (SafetensorError, OSError) as error:
         raise SolarError(f"{path} cannot be read ({error}); fetch it again") from error
 
