@@ -176,4 +176,4 @@ def test_a_tokenizer_with_a_broken_text_is_refused(tmp_path):
     whole = path.read_bytes()
     assert whole.count("Ġthe".encode()) == 1
     path.write_bytes(whole.replace("Ġthe".encode(), b"\xff\xfethe"))
-    refused(path, "tokenizer holds a broken text .* fetch it again")
+    refused(path, "tokenizer holds a broken text .* delete and fetch it again")

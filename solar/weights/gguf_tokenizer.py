@@ -25,7 +25,7 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerFast:
         merges = [tuple(m.split(" ", 1)) for m in header.fields.get("tokenizer.ggml.merges")]
     except UnicodeDecodeError as error:
         raise SolarError(
-            f"the GGUF's tokenizer holds a broken text ({error}); delete the file and fetch it again"
+            f"the GGUF's tokenizer holds a broken text ({error}); delete and fetch it again"
         ) from error
     types = header.fields.get("tokenizer.ggml.token_type")
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
