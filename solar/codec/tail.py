@@ -20,7 +20,7 @@ from solar.codec.recipe import Recipe
 # Norms and residuals here are float32; relative to ||X||_F.
 SLACK = 1e-5
 STEPS = 24
-CROWDED = 128  # rows and columns from which on noise has its largest eigenvalue where theory says
+SHARP = 0.03  # where theory knows the largest eigenvalue of noise to this share it is the guess
 UNKNOWN = "none is known for this kind of atoms"
 
 
@@ -103,16 +103,17 @@ def _definite(matrix: np.ndarray) -> bool:
     return spotrf(matrix.T, lower=1, clean=0, overwrite_a=1)[1] == 0
 
 
-def _edge(energy: float, a: int, d: int) -> float:
+def _edge(energy: float, a: int, d: int) -> float | None:
     """The largest eigenvalue of F F^T that one Gaussian F (a, d) in twenty exceeds, of the given
-    energy ||F||_F^2: mean and one unit of the Tracy-Widom law (Johnstone 2001)."""
+    energy ||F||_F^2: mean and one unit of the Tracy-Widom law (Johnstone 2001). None where the unit
+    is more than SHARP of the mean."""
     root = np.sqrt(a) + np.sqrt(d)
     unit = root * (1 / np.sqrt(a) + 1 / np.sqrt(d)) ** (1 / 3)
-    return energy / (a * d) * (root**2 + unit)
+    return energy / (a * d) * (root**2 + unit) if unit <= SHARP * root**2 else None
 
 
 def spectral_upper(matrices: np.ndarray, *, noise: bool = False) -> np.ndarray:
-    """(b,) upper bounds of the spectral norms of (b, a, D) float32, about 2% loose.
+    """(b,) upper bounds of the spectral norms of (b, a, D) float32, 2 to 3% loose.
 
     tau bounds the largest eigenvalue of the Gram matrix if tau I - gram is positive definite, which
     Cholesky decides for a guess of it: what Gaussian `noise` of this energy has, else what Lanczos
@@ -129,8 +130,8 @@ def spectral_upper(matrices: np.ndarray, *, noise: bool = False) -> np.ndarray:
             shifted.flat[:: len(shifted) + 1] += np.float32(tau)
             return _definite(shifted)
 
-        tau = _edge(np.trace(gram), *matrix.shape) if noise and min(matrix.shape) >= CROWDED else 0
-        if not (tau and bounds(tau)):
+        tau = _edge(np.trace(gram), *matrix.shape) if noise else None
+        if tau is None or not bounds(tau):
             tau = 1.04 * _largest(gram)
             if not bounds(tau):
                 tau = np.max(np.sum(np.abs(gram), axis=1))
