@@ -79,12 +79,10 @@ def safetensors_table(path: Path) -> dict[str, Stored]:
     """The tensors of one safetensors file; raises SolarError where it is cut or altered."""
 
     def read(name: str) -> np.ndarray:
-        with safetensors_errors(path):
+        with opened(path) as file:
             return widened(file.get_tensor(name))
 
-    with safetensors_errors(path):
-        # Open as long as the table lives: opening reads the whole header.
-        file = safe_open(path, "np")
+    with opened(path) as file:
         return {
             name: Stored(tuple(file.get_slice(name).get_shape()), partial(read, name))
             for name in file.keys()  # noqa: SIM118
@@ -94,14 +92,9 @@ def safetensors_table(path: Path) -> dict[str, Stored]:
 @contextmanager
 def opened(path: Path) -> Iterator[safe_open]:
     """A safetensors file; whatever its reader complains of becomes one SolarError."""
-    with safetensors_errors(path), safe_open(path, "np") as file:
-        yield file
-
-
-@contextmanager
-def safetensors_errors(path: Path) -> Iterator[None]:
     try:
-        yield
+        with safe_open(path, "np") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise SolarError(f"{path} cannot be read ({error}); fetch it again") from error
 
