@@ -15,7 +15,7 @@ again on their support.
 These are products and factors of BLAS and LAPACK, one side a call, and fit.py shares the sides
 among threads. With one jitted call over a batch a whole `compress` took 1.5 times as long, for XLA
 factorises one matrix after another on one thread, pads supports and multiplies both halves of a
-Gram matrix, and compiling it took ten times as long as running it: docs/lab-notes.md.
+Gram matrix, and compiling it took ten times as long again: docs/lab-notes.md.
 """
 
 from typing import NamedTuple
