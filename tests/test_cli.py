@@ -66,7 +66,7 @@ def update(folder, base):
     return canonical(read.pairs), read.heads
 
 
-@pytest.mark.parametrize("preset", [None, "paper", "compact"])
+@pytest.mark.parametrize("preset", [None, "paper", "weights", "compact"])
 def test_there_and_back(capsys, tmp_path, adapter, base, preset):
     given = ["--preset", preset] if preset else []
     file, out = tmp_path / "a.solar", tmp_path / "out"

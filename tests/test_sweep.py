@@ -78,7 +78,7 @@ def test_two_settings_never_have_one_label():
     ]  # fmt: skip
     found = [next(compare.settings(point | other, 0)) for other in others]
     assert len({label for _, label, *_ in found}) == len(others)
-    assert [codec for codec, *_ in found] == ["solar"] * 9 + ["compact"] * 2
+    assert [codec for codec, *_ in found] == ["solar"] * 9 + ["weights"] * 2
 
 
 def test_the_objective_is_bytes_where_enough_is_kept_and_else_how_far_it_is_off():
