@@ -3,9 +3,9 @@
     python -m experiments.reach experiment=smollm2_sentiment [+out=paper_figures/data/reach.csv]
 
 Trains the adapter of the experiment, or takes it from the cache, codes it by every method at its
-own sizes and at a few budgets by preset `weights` and by `absolute weights`, which is the same with errors
-counted as they are in dW and not relative to each layer's update, and prints for each
-file the relative error and the bytes that Shannon's bound needs for the same error. Weights only:
+own sizes and at a few budgets by preset `weights` and by `absolute weights`, which is the same with
+errors counted as they are in dW and not relative to each layer's update, and prints for each file
+the relative error and the bytes that Shannon's bound needs for the same error. Weights only:
 nothing is scored. `+out=FILE` appends the rows to a CSV, replacing those of the same adapter.
 """
 

@@ -27,7 +27,7 @@ def show(rows: Iterable[Mapping[str, Any]], console: Console | None = None) -> N
             table.add_column(name, justify="right", no_wrap=True)
         for before, point in zip([points[0], *points], points, strict=False):
             codec = point.get("codec")
-            if before.get("codec") != codec and codec in ("compact", "solar"):
+            if before.get("codec") != codec and codec in ("compact", "weights", "solar"):
                 table.add_section()
             cells = {name: tables.cell(point, column) for name, column in columns.items()}
             cells |= {name: cells[name].split(" ±")[0] for name in _MEAN_ONLY}

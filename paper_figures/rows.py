@@ -33,6 +33,8 @@ SETTING = (
 USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
 _UNUSUAL = {"basis": "{} basis", "atoms": "{} atoms", "dtype": "{}"}
 
+PRESETS = ("compact", "weights")  # codecs that fill a budget: a line each, by their own names
+
 _NAMES = {
     "float32": "LoRA, float32",
     "float16": "LoRA, float16",
@@ -135,7 +137,8 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
             if kept:
                 last.append(f"top $K$ of {point['N']}" if several_sizes else "top $K$")
             found.setdefault(", ".join([*parts, *last]), []).append(point)
-    found["compact"] = [p for p in points if p.get("codec") == "compact"]
+    for preset in PRESETS:
+        found[preset] = [p for p in points if p.get("codec") == preset]
     for codec, name in _NAMES.items():
         found[name] = [p for p in points if p.get("codec") == codec]
     for truncated in (False, True):
@@ -145,7 +148,7 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
         name = " ".join([", ".join(map(str, widths)), "bit" if widths == [1] else "bits"]).strip()
         found[f"{name}, lower rank" if truncated else name] = chosen
     for point in points:
-        if point.get("codec") not in ("solar", "compact", "bits", *_NAMES):
+        if point.get("codec") not in ("solar", "bits", *PRESETS, *_NAMES):
             found.setdefault(str(point.get("codec")), []).append(point)
     return {name: sorted(line, key=lambda p: p["bytes"]) for name, line in found.items() if line}
 

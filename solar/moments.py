@@ -123,7 +123,8 @@ def _sum(
 
         for name in shape.linears:
             above, _, last = name.rpartition(".")
-            setattr(find(model, above), last, watched(name, find(model, name)))
+            owner = find(model, above) if above else model
+            setattr(owner, last, watched(name, getattr(owner, last)))
         if "pixels" in batch:
             pixels = batch["pixels"] / 255.0
             pixels = (pixels - jnp.asarray(base.image_mean)) / jnp.asarray(base.image_std)

@@ -27,7 +27,8 @@ from solar.codec.profiled import Dials, Lines
 from solar.errors import SolarError
 
 FIXED = struct.Struct(f"<{frame_file.HASH}sH")  # the checksum follows
-SLOPE = 20  # of the profile, in 16ths; docs/lab-notes.md
+SLOPES = range(8, 31, 2)  # of the profile, in 16ths; what the sender chooses from
+FIRST = 16  # where it begins: factors that lie no way in particular in the space of the weights
 MAX_POWER = 2**12  # quarters of an octave, either way
 
 
@@ -82,7 +83,6 @@ def encode(
     *,
     budget_bytes: int,
     relative: float = 1.0,
-    slope: int = SLOPE,
     heads: Mapping[str, np.ndarray] | None = None,
     head_dtype: str = "float16",
     usual_names: Iterable[str] | None = None,
@@ -92,8 +92,8 @@ def encode(
 
     factors, base, heads, usual_names and watch as in encode.py. relative: from 0, where errors of
     the layers' outputs count as they are, to 1, where each counts relative to the layer's own
-    change of its output. slope: how fast the energy of a factor is expected to fall with the
-    eigenvalues, in 16ths. Raises SolarError where the frames do not fit the base.
+    change of its output. How fast the energy of a factor falls with the eigenvalues is found by
+    trial. Raises SolarError where the frames do not fit the base.
     """
     known = container.identify(base, factors, watch)
     frame_file.check(frames, known.names, known.digests)
@@ -112,7 +112,7 @@ def encode(
     energies = np.clip(np.round(logs - power), 0, profiled.ENERGIES - 1).astype(np.int64)
     values = [np.concatenate([s.left.T, s.right.T], axis=1).ravel() for s in seen if s]
     whole = np.concatenate(values) if values else np.zeros(0)
-    own = _lines(known, ranks, frames, slope, energies, whole)
+    own = _lines(known, ranks, frames, FIRST, energies, whole)
     layer = np.repeat(np.arange(len(ranks)), ranks)
 
     def ranks_of(sent: np.ndarray) -> tuple[int, ...]:
@@ -128,8 +128,18 @@ def encode(
             f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
             f"nothing has {least}, {len(packed)} of them for trained heads; give more"
         )
-    dials = Dials(power, 0, 0, round(255 * relative), slope)
+    dials = Dials(power, 0, 0, round(255 * relative), FIRST)
     dials, sent = profiled.fill(own, dials, size, budget_bytes)
+
+    def cost(slope: int) -> float:
+        part = profiled.only(_lines(known, ranks, frames, slope, energies, whole), sent)
+        return profiled.cost(part, dials)
+
+    slope = min(SLOPES, key=cost) if sent.any() else FIRST
+    if slope != FIRST:
+        own = _lines(known, ranks, frames, slope, energies, whole)
+        dials = dials._replace(slope=slope)
+        dials, sent = profiled.fill(own, dials, size, budget_bytes)
     part, kept = profiled.only(own, sent), ranks_of(sent)
     while len(body := profiled.pack(part, dials)) > budget_bytes - overhead(kept) - len(packed):
         dials = profiled.coarser(part, dials)  # the coder may need a word more than the chances say

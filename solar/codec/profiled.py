@@ -182,6 +182,13 @@ def gains(own: Lines, decoded: np.ndarray) -> np.ndarray:
     return 2 * together.prod(axis=1) - alone.prod(axis=1)
 
 
+def cost(own: Lines, dials: Dials) -> float:
+    """Bits, and squared errors as bits at the price at which the entries are quantised."""
+    tried = attempt(own, dials)
+    each = _spread(own, 2.0 ** ((steps(own, dials) + dials.power) / OCTAVE))
+    return float(tried.bits.sum() + np.sum((tried.decoded - own.values) ** 2 / each) / PRICE)
+
+
 def _worths(own: Lines, dials: Dials, tried: Tried) -> np.ndarray:
     """(c,) what a bit of a component gains, over the price at which its entries are quantised; no
     more than that of the components before it in its layer, which have to be sent too."""
