@@ -2,6 +2,7 @@
 #
 #   make run                        the default experiment; ARGS="seed=1 task=digits" is passed on
 #   make figures                    every figure and table of paper_figures/ from its committed CSV files
+#   make notebooks                  runs notebooks/ anew and keeps their outputs
 #   make test                       all tests that need neither torch nor a download
 #   make test-parity, test-real     the same against torch and peft; on the real bases
 #   make launchers                  adds Ray and Optuna for sweeps: launcher=ray_local, sweeper=optuna
@@ -21,13 +22,16 @@ FUZZ := .venv-fuzz
 RUNS ?= 20000
 FUZZ_SECONDS ?= 60
 
-.PHONY: run figures test test-parity test-real launchers fuzz lint format
+.PHONY: run figures notebooks test test-parity test-real launchers fuzz lint format
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.compare $(ARGS)
 
 figures: $(VENV)/.installed
 	$(VENV)/bin/python -m paper_figures $(ARGS)
+
+notebooks: $(VENV)/.installed
+	$(VENV)/bin/jupyter execute --inplace --NotebookClient.record_timing=False notebooks/*.ipynb
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -73,6 +73,7 @@ def compress(
     from solar.weights.matrices import open_matrices
 
     adapter, out, preset = Path(adapter), Path(out), preset or "compact"
+    Recipe(seed=seed)  # refuses one out of range, also where nothing is drawn from it
     setting = None if preset == "compact" else setting_for(preset, seed, embed_basis)
     if out.is_dir():
         raise SolarError(f"{out} is a directory; give the name of a file to write")

@@ -106,7 +106,7 @@ def test_json_is_one_object_everywhere(capsys, tmp_path, adapter, base):
 def test_inspect_says_what_the_file_holds(capsys, file):
     status, text, _ = run(capsys, "inspect", file)
     assert status == 0
-    for part in ("orthogonal basis, seed 0", "4 layers of rank 2 to 3", "the usual targets",
+    for part in ("activation frames ", "4 layers of rank 2 to 3", "the usual targets",
                  "head lm_head.weight", "of the file is its"):  # fmt: skip
         assert part in text
     found = solar.inspect(file)
