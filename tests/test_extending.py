@@ -1,4 +1,4 @@
-"""docs/extending.md, done to the letter in a copy of the repository: its blocks written to the files
+"""docs/extending.md, done to the letter in a copy of the repository: its blocks written to files
 that they name, its commands run."""
 
 import os
