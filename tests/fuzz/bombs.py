@@ -25,6 +25,7 @@ from .seeds import finder
 
 LAYERS, DIRECTIONS = 30, 64
 WARM_UP = "a coefficient for every side"  # what reading it loads and compiles is not counted
+COARSE = 480  # step at which an entry of energy 255 is hardly sent
 WARM_FRAMES = "activation: a component for every layer"  # the same
 SHAPES = {"q_proj": (576, 576), "v_proj": (192, 576)}
 
@@ -106,11 +107,13 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         fixed = activation.FIXED.pack(seen.hash, 0) + bytes(8)
         return container.pack(Packet("activation", fixed, known.hash, None, ranks, body, b""))
 
-    def all_zero(ranks, step: int) -> bytes:
-        """The stream that says of every entry above LEAST that it is 0."""
-        own = activation._lines(known, ranks, seen, 16, np.full(sum(ranks), 99))
-        own = own._replace(values=np.zeros(len(own.profiles)))
-        return profiled.pack(own, profiled.Dials(0, step, 0, 0, 16))
+    def filled(ranks, power: int, step: int, share: float) -> bytes:
+        """An activation packet in which every entry that is sent is about so many steps."""
+        dials = profiled.Dials(power, step, 0, 0, 16)
+        own = activation._lines(known, ranks, seen, 16, np.full(sum(ranks), 255))
+        value = share * 2.0 ** ((power + step - 255) / 8)
+        body = profiled.pack(own._replace(values=np.full(len(own.profiles), value)), dials)
+        return profiled_as(ranks, dials, 255, body[profiled.HEAD.size + sum(ranks) :])
 
     def at_first(side: Side) -> np.ndarray:
         return np.zeros(1, np.int64)
@@ -123,7 +126,6 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
     # As many entries as there may be for a byte each of their components.
     silent = tuple(0 if i % 6 == 0 else rank for i, rank in enumerate(full))
     part = (*full[:10], *[0] * 50)
-    flat = -round(4 * np.log2(576))  # the profile of a left side
     many = Setting(random, keep=BUDGET, dtype="sign")
     everything = b"\xff" * (2 * sum(full[:4]))
     return {
@@ -154,30 +156,21 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
             full, cells, ecsq.HEAD.pack(0.0, 0, 0) + b"\xff" * sum(full) + bytes(4000)
         ),
         "entropy, a third of the layers in full": coarse((*full[:20], *[0] * 40)),
-        WARM_FRAMES: profiled_as(ones, (0, 99, 0, 0, 16), 99),
-        "activation, full ranks of which nothing is sent": profiled_as(
+        WARM_FRAMES: profiled_as(ones, (0, 2**15 - 1, 0, 0, 16), 99),
+        "activation, ranks of which nothing is sent, as many as their bytes allow": profiled_as(
             silent, (0, 2**15 - 1, 0, 0, 16), 0
         ),
-        "activation, full ranks of which nothing is sent, as far as there are bytes": profiled_as(
+        "activation, full ranks of which nothing is sent, and more bytes": profiled_as(
             full, (0, 2**15 - 1, 0, 0, 16), 255, bytes(2000)
         ),
         "activation, full ranks at the finest step": profiled_as(
             full, (0, -(2**15), 0, 255, 255), 255, bytes(4000)
         ),
-        "activation, full ranks of the largest numbers": profiled_as(
-            part, (activation.MAX_POWER, 2**15 - 1, 0, 0, 255), 255
+        "activation, a sixth of the layers in full, every entry zero": filled(part, 0, COARSE, 0.0),
+        "activation, a sixth of the layers in full, of the largest numbers": filled(
+            part, activation.MAX_POWER, COARSE, 1e5
         ),
-        "activation, a sixth of the layers in full, every entry zero": container.pack(
-            Packet(
-                "activation",
-                activation.FIXED.pack(seen.hash, 0) + bytes(8),
-                known.hash,
-                None,
-                part,
-                all_zero(part, 99 + flat + 10),
-                b"",
-            )
-        ),
+        "activation, a sixth of the layers in full, of many digits": filled(part, 0, 300, 1e5),
     }
 
 

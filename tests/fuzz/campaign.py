@@ -7,8 +7,9 @@ would, through `packet.inspect` and `packet.decode`; every tenth also as a file 
 and `api.expand`. What must hold, or the exit status is 1:
 
 - nothing but PacketError is ever raised, warnings of NumPy included;
-- what keeps its old checksum never decodes to other weights, and neither does a SOLAR or
-  activation payload that was signed again (a signed baseline or head is another valid packet: these are counted apart);
+- what keeps its old checksum never decodes to other weights, and neither does a payload of SOLAR or
+  activation that was signed again (a signed baseline or head is another valid packet: these are
+  counted apart);
 - memory over that of an intact packet stays below 200 MB, and no mutant takes more than 20 s of
   processor time;
 - `verify` and `expand` say the same, and `expand` leaves the two files of an adapter or nothing.
