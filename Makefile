@@ -5,6 +5,7 @@
 #   make notebooks                  runs notebooks/ anew and keeps their outputs
 #   make test                       all tests that need neither torch nor a download
 #   make test-parity, test-real     the same against torch and peft; on the real bases
+#   make launchers                  adds Ray and Optuna for sweeps: launcher=ray_local, sweeper=optuna
 #   make fuzz                       hostile packets for about 3 minutes; RUNS, FUZZ_SECONDS set how long
 #   make PYTHON=python3.12 ...      another interpreter for a new environment
 
@@ -21,7 +22,7 @@ FUZZ := .venv-fuzz
 RUNS ?= 20000
 FUZZ_SECONDS ?= 60
 
-.PHONY: run figures notebooks test test-parity test-real fuzz lint format
+.PHONY: run figures notebooks test test-parity test-real launchers fuzz lint format
 
 run: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.compare $(ARGS)
@@ -40,6 +41,9 @@ test-parity: $(PARITY)/.installed
 
 test-real: $(PARITY)/.installed
 	$(PARITY)/bin/python -m pytest -m real $(ARGS)
+
+launchers: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -r requirements-launchers.txt
 
 fuzz: $(FUZZ)/.installed
 	$(FUZZ)/bin/python -m tests.fuzz.campaign --mutants $(RUNS) $(ARGS)
@@ -60,10 +64,10 @@ $(VENV)/.installed: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(PARITY)/.installed: requirements.txt requirements-parity.txt
+$(PARITY)/.installed: requirements.txt requirements-parity.txt requirements-launchers.txt
 	$(call environment,$(PARITY))
 	$(PARITY)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-r requirements.txt -r requirements-parity.txt
+		-r requirements.txt -r requirements-parity.txt -r requirements-launchers.txt
 	@touch $@
 
 $(FUZZ)/.installed: requirements.txt requirements-fuzz.txt

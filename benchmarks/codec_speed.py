@@ -3,11 +3,11 @@
     python -m benchmarks.codec_speed [--rounds 5] [--json]
 
 1. `compress` on SmolLM2 (30 layers, q and v, r = 4) with a cached basis, against the time that the
-   matrix products it needs would take at this machine's rate, which is that of one large product by
-   the library that does most of them (XLA). Products are counted, not measured: the Gram matrices
-   of the ridge and of the perturbation's norm with their Cholesky factors, the re-fit on each
-   support, and the products of atoms with targets. Where they are few, reading and hashing the base
-   is what takes the time; the split says so.
+   matrix products it needs would take at this machine's rate, which is that of one large product
+   through XLA. Products are counted, not measured: the Gram matrices of the ridge and of the
+   perturbation's norm with their Cholesky factors, the re-fit on each support, and the products of
+   atoms with targets. Where they are few, reading the base is what takes the time: beside the
+   ratio to the products stands that to products and reading, and the split says what dominates.
 2. `expand` with a cached basis against reading the adapted base matrices, and against opening the
    base and reading them.
 3. `python -m solar inspect` against `python -c 'import numpy'`, as processes.
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from unittest.mock import patch
 
@@ -37,7 +38,20 @@ from rich.table import Table
 
 from solar import api, packages
 from solar.adapters import directory, targets
-from solar.codec import bound, container, ecsq, encode, factors, fit, packet, payload, settle, tail
+from solar.codec import (
+    bound,
+    container,
+    ecsq,
+    encode,
+    factors,
+    fill,
+    fit,
+    packet,
+    payload,
+    select,
+    settle,
+    tail,
+)
 from solar.codec.recipe import Recipe, Setting
 from solar.errors import SolarError
 from solar.weights import matrices
@@ -86,15 +100,17 @@ def flops(setting: Mapping[str, Any], shapes: list[tuple[int, int]]) -> float:
 
 @contextmanager
 def refits(found: list[float]) -> Iterator[None]:
-    """Appends to `found` the flops that each re-fit needs, from its support (b, a, t)."""
-    again = fit._again
+    """Appends to `found` the flops that each re-fit needs. The Gram matrix of a support is a part
+    of that of all atoms where the fit has it."""
+    again = select.refit
 
-    def counted(batch, support, ridge):
-        own = support.sum(axis=1).astype(float)
-        found.append(float((2 * own**2 * batch.rows.shape[2] + own**3 / 3).sum()))
-        return again(batch, support, ridge)
+    def counted(atoms, targets, support, ridge, gram=None):
+        own = support.sum(axis=0).astype(float)
+        product = 0 if gram is not None else 2 * own**2 * atoms.shape[1]
+        found.append(float((product + own**3 / 3).sum()))
+        return again(atoms, targets, support, ridge, gram)
 
-    with patch.object(fit, "_again", counted):
+    with patch.object(select, "refit", counted):
         yield
 
 
@@ -108,28 +124,31 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-# Function -> part of the time; `bounds of the fit` runs beside the solve.
+# Function -> part of the time. Those of THREADS share the cores within `fit`, which is none of the
+# others, and their seconds are summed over threads.
 PARTS = {
     "open the base": [(matrices, "open_matrices")],
     "read the adapter": [(directory, "read_for")],
     "canonical factors": [(factors, "canonical")],
     "read and hash the base": [(container, "identify")],
     "load the basis": [(encode, "Frames")],
-    "build atoms": [(fit, "_batch")],
-    "solve": [(fit, "_coefficients")],
-    "bounds of the fit": [(tail, "tails")],
+    "fit": [(encode, "fit"), (fill, "fit")],
+    "- build atoms": [(fit, "_batch")],
+    "- solve": [(select, "fit"), (select, "refit"), (fit, "_project")],
+    "- bounds of the fit": [(tail, "tails")],
     "rebuild": [(settle, "rebuild")],
     "certificates": [(bound, "check")],
     "coding": [(settle, "quantise"), (payload, "pack"), (ecsq, "fill"), (ecsq, "pack"),
                (ecsq, "unpack")],
     "write": [(packet, "write")],
 }  # fmt: skip
-BESIDE = "bounds of the fit"
+THREADS = ("- build atoms", "- solve", "- bounds of the fit")
 
 
 @contextmanager
 def split(spent: dict[str, float]) -> Iterator[None]:
     """Adds the seconds of every part, and of `encode` as a whole, to `spent`."""
+    lock = Lock()
 
     def clocked(part: str, function: Callable):
         def run(*args, **kwargs):
@@ -137,7 +156,8 @@ def split(spent: dict[str, float]) -> Iterator[None]:
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
+                with lock:
+                    spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
 
         return run
 
@@ -192,6 +212,7 @@ def measure_compress(arguments: argparse.Namespace, folder: Path) -> list[dict[s
     adapter = Path(arguments.adapter)
     read = directory.read_for(adapter, weights.family, weights.shapes)
     shapes = [weights.shapes[name] for name in read.pairs]
+    names = sorted(read.pairs)
     rate, rows = gemm_rate(), []
     for name, work in works(adapter, arguments.base, folder).items():
         report: dict[str, Any] = {}
@@ -203,20 +224,23 @@ def measure_compress(arguments: argparse.Namespace, folder: Path) -> list[dict[s
         for _ in range(arguments.rounds):
             spent: dict[str, float] = {}
             before = rate()
+            reading = timed(lambda: [weights[name] for name in names])
             with split(spent):
                 total = timed(work)
             own = 2 / (1 / before + 1 / rate())
-            rounds.append({"total": total, "rate": own, "ratio": total * own / needed,
-                           "ratio_encode": spent["encode"] * own / needed, **spent})  # fmt: skip
+            products = needed / own
+            rounds.append({"total": total, "rate": own, "products": products, "read": reading,
+                           "ratio": total / products,
+                           "ratio_read": total / (products + reading), **spent})  # fmt: skip
         middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         parts = {part: middle.pop(part) for part in PARTS if part in middle}
-        inside = sum(seconds for part, seconds in parts.items() if part != BESIDE)
-        parts["rest"] = middle["total"] - inside
+        alone = {part: seconds for part, seconds in parts.items() if part not in THREADS}
+        alone["rest"] = parts["rest"] = middle["total"] - sum(alone.values())
         recipe = report["setting"]["recipe"]
         rows.append({
             "name": name, "bytes": report["bytes"]["total"], "kind": recipe["kind"],
             "size": recipe["size"], "keep": report["setting"]["keep"], "flops": needed,
-            "cold": cold, **middle, "parts": parts,
+            "cold": cold, **middle, "parts": parts, "dominates": max(alone, key=alone.get),
         })  # fmt: skip
         print(f"compress, {name}: done", file=sys.stderr)
     return rows
@@ -325,16 +349,17 @@ def show(report: dict[str, Any], console: Console) -> None:
     """The report as tables."""
     rows = report["compress"]
     _table(
-        console, "compress, cached basis, beside the products it needs",
-        ["", "bytes", "Gflop", "rate Gflop/s", "products s", "encode s", "whole s", "cold s",
-         "encode / products", "whole / products"],
+        console, "compress, cached basis, beside the products it needs and reading what it adapts",
+        ["", "bytes", "Gflop", "Gflop/s", "products s", "read s", "compress s", "first s",
+         "/ products", "/ (products + read)", "dominates"],
         [[r["name"], f"{r['bytes']:,}", f"{r['flops'] / 1e9:.2f}", f"{r['rate'] / 1e9:.0f}",
-          f"{r['flops'] / r['rate']:.3f}", f"{r['encode']:.3f}", f"{r['total']:.3f}",
-          f"{r['cold']:.2f}", f"{r['ratio_encode']:.2f}", f"{r['ratio']:.2f}"] for r in rows],
+          f"{r['products']:.3f}", f"{r['read']:.3f}", f"{r['total']:.3f}", f"{r['cold']:.2f}",
+          f"{r['ratio']:.2f}", f"{r['ratio_read']:.2f}",
+          f"{r['dominates']} {r['parts'][r['dominates']] / r['total']:.0%}"] for r in rows],
     )  # fmt: skip
     parts = list(dict.fromkeys(part for r in rows for part in r["parts"]))
     _table(
-        console, f"where the time of compress goes, ms ({BESIDE}: beside the solve)",
+        console, "where the time of compress goes, ms (-: within fit, summed over its threads)",
         ["", *(r["name"] for r in rows)],
         [[part, *(f"{1e3 * r['parts'].get(part, 0):.0f}" for r in rows)] for part in parts],
     )  # fmt: skip

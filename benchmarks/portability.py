@@ -72,7 +72,7 @@ def settings(size: int, kept: int) -> dict[str, tuple[Setting, int | None]]:
         "int8 sparse": (Setting(perturbed, keep=kept, dtype="int8"), None),
         "matrix": (Setting(perturbed, "matrix"), None),
         "random": (Setting(Recipe("random", size)), None),
-        "compact": (Setting(Recipe("orthogonal", MAX_SIZE), keep=BUDGET, dtype=ENTROPY), 4000),
+        "weights": (Setting(Recipe("orthogonal", MAX_SIZE), keep=BUDGET, dtype=ENTROPY), 4000),
         "embedded": (Setting(perturbed, embed=True), None),
     }
 

@@ -9,8 +9,9 @@ with --tiny they are the only ones in: a table never mixes them. A run repeated 
 configuration and seed counts once, the newest, and so does a point that several runs have measured,
 as base and LoRA are by every point of a sweep.
 
-A row per packet and seed. Beside the columns of the result row: base, task, tiny, `adapter_bytes`
-(the LoRA safetensors file), and `group`, eight hex digits of the configuration without its seed and
+A row per packet and seed. Beside the columns of the result row: base, task (with its shots, where
+it has few), `adapter` (rank and layers), tiny, `adapter_bytes` (the LoRA safetensors file), and
+`group`, eight hex digits of the configuration without its seed and
 its codec: a mean over seeds never joins two groups, and the codec's settings are columns. Points of
 the rate-distortion limit are rows with codec `limit`. In Parquet the types are the same for any
 runs. With --b95 the table has a row per codec and seed instead: the fewest bytes that retain 0.95
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import b95
+from paper_figures.rows import ALSO
 from paper_figures.tables import markdown
 from solar.errors import SolarError
 from solar.files import write_whole
@@ -35,7 +37,7 @@ from solar.record import identity, read
 # The first columns of every table, in this order, and their types; what else the rows carry
 # follows. bool, int, float or str.
 COLUMNS: dict[str, type] = {
-    **dict.fromkeys(("base", "task"), str),
+    **dict.fromkeys(("base", "task", "adapter"), str),
     **{"tiny": bool, "group": str, "seed": int},
     **dict.fromkeys(("method", "codec", "label", "basis"), str),
     **{"N": int, "eps": float, "keep": int, "atoms": str, "dtype": str, "rank": int, "bits": int},
@@ -44,6 +46,7 @@ COLUMNS: dict[str, type] = {
     **dict.fromkeys(("ratio_fp32", "ratio_fp16", "score", "loss"), float),
     **dict.fromkeys(("score_base", "score_adapter", "retained"), float),
     **dict.fromkeys(("relative_error", "bound", "slack"), float),
+    **dict.fromkeys(("kl", "bleu", "nist", "meteor", "rouge_l", "cider"), float),
 }
 B95_COLUMNS: dict[str, type] = {
     **{name: COLUMNS[name] for name in ("base", "task", "tiny", "group", "seed", "codec", "label")},
@@ -80,7 +83,8 @@ def tidy(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     settled = {k: v for k, v in config.items() if k != "codec"}
     shared = {
         "base": _name(config, "model"),
-        "task": _name(config, "task"),
+        "task": _task(config),
+        "adapter": _adapter(config.get("adapter")),
         "tiny": bool(record.get("tiny", False)),
         "group": identity(_without_surroundings(settled))[:8],
         "adapter_bytes": adapter_bytes,
@@ -103,6 +107,20 @@ def tidy(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _name(config: Mapping[str, Any], node: str) -> str | None:
     part = config.get(node)
     return part.get("name") if isinstance(part, Mapping) else part
+
+
+def _task(config: Mapping[str, Any]) -> str | None:
+    task = config.get("task")
+    shots = task.get("shots_per_class") if isinstance(task, Mapping) else None
+    return f"{_name(config, 'task')}, {shots} shots" if shots else _name(config, "task")
+
+
+def _adapter(config: Any) -> str | None:
+    """Rank and layers of an adapter's config, as a table tells adapters of one base apart."""
+    if not isinstance(config, Mapping) or "r" not in config:
+        return None
+    layers = config.get("target_modules") or "usual layers"
+    return f"r {config['r']}, {layers if isinstance(layers, str) else ' '.join(layers)}"
 
 
 def _without_surroundings(config: Any) -> Any:
@@ -198,7 +216,7 @@ def _point(row: Mapping[str, Any]) -> tuple:
     return tuple(
         (column, str(value))
         for column, value in sorted(row.items())
-        if column not in _MEASURED and value is not None
+        if column not in _MEASURED and not column.startswith(ALSO) and value is not None
     )
 
 

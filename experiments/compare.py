@@ -5,6 +5,10 @@
 Writes packets, ``result.json`` (last), ``curve.png`` and ``curve.pdf`` to ``outputs/NAME/seed=S``.
 Everything that took long is kept as it is done, so the same command continues an interrupted run
 and repeats a finished one at once.
+
+With ``codec=point`` the grid has one setting, and a sweep (``-m``) over its keys makes a folder a
+point. Training, bases, model and compiled function are shared by the points that one process
+computes; trained adapters, bases and scores by all processes with the same cache.
 """
 
 import itertools
@@ -25,25 +29,29 @@ from experiments import plot, reported, table
 from experiments.collect import tidy
 from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
-from solar import packages, record, track
+from solar import frame_store, packages, record, track
 from solar.adapters import peft_io
 from solar.api import setting_for
-from solar.codec import baselines, limit
+from solar.codec import activation, baselines, limit
 from solar.codec.container import Encoded
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical
-from solar.codec.recipe import Recipe, Setting
+from solar.codec.heads import pack_heads
+from solar.codec.recipe import ENTROPY, Recipe, Setting
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
 from solar.evaluate import Weights, digest, score_files, usual_names
 from solar.files import write_whole
+from solar.tasks.stand_in import with_stand_in
 
 TINY = {
     "train": {"steps": 4, "batch_size": 8, "checkpoint_every": 2},
-    "task": {"train": 64, "validation": 16, "test": 32},
     "evaluate": {"batch_size": 16},
 }
+TINY_TASK = {"train": 64, "validation": 16, "test": 32}
+TINY_TEXT = {"prompts": 8, "tokens": 8, "synonyms": False}
 TINY_SIZE = 8
+B95 = 0.95  # the share of LoRA's gain over the base that counts as all of it
 
 
 def shrink(config: dict) -> dict:
@@ -54,25 +62,65 @@ def shrink(config: dict) -> dict:
         model["overrides"] = {k: v for k, v in model["overrides"].items() if k != "image_size"}
     for node, values in TINY.items():
         config[node] |= values
-    config["codec"]["budgets"] = config["codec"]["budgets"][:1]
-    for grid in config["codec"]["grids"].values():
+    evaluate, config["task"] = config["evaluate"], shrink_task(config["task"])
+    if evaluate.get("also"):
+        evaluate["also"] = {name: shrink_task(task) for name, task in evaluate["also"].items()}
+    if evaluate.get("text"):
+        evaluate["text"] |= TINY_TEXT
+    codec = config["codec"]
+    if "grids" not in codec:
+        return config | {"codec": codec | {"size": min(codec["size"], TINY_SIZE)}}
+    codec["budgets"] = codec["budgets"][:1]
+    for grid in codec["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
         grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
     return config
 
 
-def settings(codec: Mapping[str, Any], seed: int) -> Iterator[tuple[str, dict, Setting]]:
-    """Label, row columns and setting of every point of the grids."""
-    for grid in codec["grids"].values():
-        points = itertools.product(grid["sizes"], grid["perturbations"], grid["keep"])
-        for size, eps, keep in points:
-            recipe = Recipe(grid["kind"], size, eps, grid["selection"], seed)
-            setting = Setting(recipe, atoms=grid["atoms"], keep=keep, dtype=grid["dtype"])
-            label = f"{grid['kind']}-{grid['atoms']}-N{size}-eps{eps:g}" + (
-                f"-K{keep}" if keep else ""
-            )
-            columns = {"basis": grid["kind"], "N": size, "eps": eps, "keep": keep}
-            yield label, columns | {"atoms": grid["atoms"], "dtype": grid["dtype"]}, setting
+def shrink_task(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A few rows of a task, and none that would have to be fetched."""
+    small = with_stand_in(task) | TINY_TASK
+    return small | {"shots_per_class": 1} if small.get("shots_per_class") else small
+
+
+def points(codec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every point of a codec config: the products of its grids, or itself where it is one point."""
+    if "grids" not in codec:
+        yield dict(codec)
+    for grid in codec.get("grids", {}).values():
+        for size, eps, keep in itertools.product(
+            grid["sizes"], grid["perturbations"], grid["keep"]
+        ):
+            lists = ("sizes", "perturbations")
+            yield {k: v for k, v in grid.items() if k not in lists} | {
+                "size": size, "perturbation": eps, "keep": keep,
+            }  # fmt: skip
+
+
+def settings(
+    codec: Mapping[str, Any], seed: int
+) -> Iterator[tuple[str, str, dict, Setting, int | None]]:
+    """Codec, label, row columns, setting and budget in bytes of every point."""
+    for point in points(codec):
+        kind, size, eps = point["kind"], point["size"], point["perturbation"]
+        keep, atoms, dtype = point["keep"], point["atoms"], point["dtype"]
+        selection, budget = point["selection"], point.get("budget_bytes")
+        relative = point.get("relative", 0.0)
+        recipe = Recipe(kind, size, eps, selection, seed)
+        setting = Setting(recipe, atoms=atoms, keep=keep, dtype=dtype, relative=relative)
+        label = f"{kind}-{atoms}-N{size}-eps{eps:g}" + (f"-K{keep}" if keep else "")
+        # Only what is not as usual, so that a point of a grid has one name wherever it is computed.
+        label += "" if selection == _usual_selection(atoms) else f"-{selection}"
+        label += "" if dtype == "float16" else f"-{dtype}"
+        label += f"-relative{relative:g}" if relative else ""
+        label += f", {budget:,} bytes" if budget else ""
+        columns = {"basis": kind, "N": size, "eps": eps, "keep": keep, "atoms": atoms}
+        columns |= {"dtype": dtype}
+        yield "weights" if dtype == ENTROPY else "solar", label, columns, setting, budget
+
+
+def _usual_selection(atoms: str) -> str:
+    return "sampled" if atoms == "matrix" else "leading"
 
 
 def encode_all(
@@ -84,7 +132,43 @@ def encode_all(
     cache = packages.cache_dir() / "bases"
     nothing = {k: Factors(f.left[:, :0], f.right[:, :0]) for k, f in factors.items()}
     yield "none", "base", {}, baselines.encode(nothing, weights, "float16", **common)
-    plain = config["codec"]["baselines"]
+    console = Console(stderr=True)
+    if "grids" in config["codec"]:
+        yield from encode_baselines(config["codec"]["baselines"], factors, weights, common)
+        yield from encode_budgets(config, factors, setup, weights, common)
+    every = list(settings(config["codec"], config["seed"]))
+    for codec, label, columns, setting, budget in progress(
+        every, "compress", console=console, disable=len(every) < 2
+    ):
+        coded = encode(factors, weights, setting, cache=cache, budget_bytes=budget, **common)
+        yield codec, label, columns, coded
+
+
+def encode_budgets(
+    config: Mapping[str, Any], factors: dict[str, Factors], setup: Setup, weights: Weights,
+    common: dict,
+) -> Iterator[tuple[str, str, dict, Encoded]]:  # fmt: skip
+    """The presets that fill a budget, at every budget; heads travel on top of it."""
+    plain = setting_for("weights", config["seed"], embed_basis=False)
+    cache = packages.cache_dir() / "bases"
+    frames = frame_store.for_base(None, setup.spec, weights)
+    heads = common["heads"]
+    carried = len(pack_heads(heads)) if heads else 0  # the budgets are for the update alone
+    for size in progress(config["codec"]["budgets"], "budgets", console=Console(stderr=True)):
+        text = f"{size:,} bytes" + (" and the head" if heads else "")
+        fits = common | {"budget_bytes": size + carried}
+        columns = {"basis": "activation", "atoms": "vector", "dtype": ENTROPY}
+        coded = activation.encode(factors, weights, frames, **fits)
+        yield "compact", f"compact, {text}", columns, coded
+        columns = columns | {"basis": plain.recipe.kind}
+        coded = encode(factors, weights, plain, cache=cache, **fits)
+        yield "weights", f"weights, {text}", columns, coded
+
+
+def encode_baselines(
+    plain: Mapping[str, Any], factors: dict[str, Factors], weights: Weights, common: dict
+) -> Iterator[tuple[str, str, dict, Encoded]]:
+    """The same for what SOLAR is compared with: plain numbers, fewer ranks, fewer bits."""
     yield "float16", "float16", {}, baselines.encode(factors, weights, "float16", **common)
     for rank in plain["truncate"]:
         coded = baselines.encode(factors, weights, "truncate", rank=rank, **common)
@@ -93,16 +177,6 @@ def encode_all(
         coded = baselines.encode(factors, weights, "bits", bits=bits, rank=rank, **common)
         label = f"{bits}-bit" + (f", rank {rank}" if rank else "")
         yield "bits", label, {"bits": bits, "rank": rank}, coded
-    console = Console(stderr=True)
-    compact = setting_for("compact", config["seed"], embed_basis=False)
-    for size in progress(config["codec"]["budgets"], "budgets", console=console):
-        coded = encode(factors, weights, compact, cache=cache, budget_bytes=size, **common)
-        columns = {"basis": compact.recipe.kind, "atoms": compact.atoms, "dtype": compact.dtype}
-        yield "compact", f"compact, {size:,} bytes", columns, coded
-    points = list(settings(config["codec"], config["seed"]))
-    for label, columns, setting in progress(points, "compress", console=console):
-        coded = encode(factors, weights, setting, cache=cache, **common)
-        yield "solar", label, columns, coded
 
 
 def compare(config: dict, folder: Path) -> dict[str, Any]:
@@ -171,8 +245,10 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
         "base": {"spec": setup.spec, "overrides": setup.overrides},
         "task": config["task"],
         "task_identity": setup.task.identity,
+        "ranks": {name: a.shape[0] for name, (_, a, _) in adapter.pairs.items()},
         "seed": config["data_seed"],
         **config["evaluate"],
+        **({"reference": str(home)} if config["evaluate"].get("kl") else {}),
     }
     scores = score_files(job, files, folder)
     clock["evaluation"] = time.monotonic()
@@ -235,9 +311,8 @@ def add_scores(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> tupl
     base, full = by_label["base"], by_label["LoRA, float32"]
     gain = full["score"] - base["score"]
     for row, score in zip(rows, scores, strict=True):
+        row |= {k: v for k, v in score.items() if k != "count"}
         row |= {
-            "score": score["score"],
-            "loss": score["loss"],
             "score_base": base["score"],
             "score_adapter": full["score"],
             "retained": (score["score"] - base["score"]) / gain if gain else None,
@@ -257,16 +332,35 @@ def claim(folder: Path, own: str) -> None:
     write_whole(place, own.encode())
 
 
+def objective(result: Mapping[str, Any]) -> float:
+    """What a sweeper is to minimise: the fewest bytes that keep B95 of the gain.
+
+    Where no row does, more than LoRA's own file, and the more the further the best row is from it.
+    """
+    rows = [row for row in result["rows"] if row["codec"] not in ("float32", "none")]
+    enough = [row["bytes"] for row in rows if (row["retained"] or 0.0) >= B95]
+    if enough:
+        return float(min(enough))
+    best = max(row["retained"] or 0.0 for row in rows)
+    return result["adapter"]["bytes"] * (1.0 + B95 - best)
+
+
 @main("compare")
-def program(config: DictConfig) -> None:
+def program(config: DictConfig) -> float:
+    cache_compilations()  # here, because a launcher's worker process starts here
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     folder = Path(HydraConfig.get().runtime.output_dir)
     result = compare(shrink(plain) if plain["tiny"] else plain, folder)
-    table.show(tidy(result))
-    for path in plot.draw(result, folder, score="test accuracy"):
-        Console().print(f"wrote {path}", highlight=False)
+    if "grids" in plain["codec"]:
+        table.show(tidy(result))
+        for path in plot.draw(result, folder, score="test accuracy"):
+            Console().print(f"wrote {path}", highlight=False)
+    else:  # no table and no figure of one point: `collect` makes those of the sweep
+        row = result["rows"][-1]
+        kept = "" if row["retained"] is None else f", retained {row['retained']:.1%}"
+        print(f"{folder.name}: {row['bytes']:,} bytes, score {row['score']:.3f}{kept}")
+    return objective(result)
 
 
 if __name__ == "__main__":
-    cache_compilations()
     program()

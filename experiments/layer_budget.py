@@ -1,4 +1,4 @@
-"""Where `compact` spends the bytes of one budget: rank, bits and error of every adapted layer.
+"""Where `weights` spends the bytes of one budget: rank, bits and error of every adapted layer.
 
     python -m experiments.layer_budget experiment=smollm2_sentiment [seed=0] [+budget=7500]
         [+out=paper_figures/data/layer_budget.csv]
@@ -43,7 +43,7 @@ def measure(config: dict[str, Any], budget: int) -> Iterator[dict[str, Any]]:
     coded = encode(
         canonical(adapter.pairs),
         Weights(setup.base),
-        setting_for("compact", config["seed"], embed_basis=False),
+        setting_for("weights", config["seed"], embed_basis=False),
         budget_bytes=budget,
         usual_names=usual_names(setup.base),
         cache=packages.cache_dir() / "bases",

@@ -3,8 +3,8 @@
 Decides what a person sees when something goes wrong. A user's mistake (SolarError, an unknown key,
 an option that does not exist, an override that does not parse) is one line on stderr and exit
 status 2. Ctrl-C is one line that says how to go on, and exit status 130. Anything else is a bug and
-keeps its whole traceback. In a sweep (`-m`, basic launcher) the other points are still computed,
-each failing job leaves `error.txt` in its folder, and the exit status is 2 at the end.
+keeps its whole traceback. In a sweep (`-m`) the other points are still computed, each failing job
+leaves `error.txt` in its folder, and the exit status is 2 at the end; so it is with every launcher.
 """
 
 import difflib
@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -46,8 +46,7 @@ _MISTAKES = (
 # Hydra announces every job at INFO through the loggers that it installs; `none` installs nothing.
 _QUIET = {"hydra/hydra_logging": "none", "hydra/job_logging": "none"}
 
-# Messages of this process's failed jobs; None while no program runs here, as in a launcher's worker
-# process.
+# The jobs of this program that failed; None while no program runs here, as in a launcher's worker.
 _failures: list[str] | None = None
 
 
@@ -138,8 +137,13 @@ def _arguments(given: list[str]) -> list[str]:
 
 def _with_likely_key(error: Exception, folder: str, config_name: str) -> Exception:
     """For an override of a key that does not exist: the same error, naming the keys it may have
-    meant.
+    meant. For a launcher or sweeper whose plugin is not installed: how to install it.
     """
+    if absent := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", str(error)):
+        return SolarError(
+            f"the {absent[1]} {absent[2]} is not installed: run `make launchers`, or "
+            "pip install -r requirements.txt -r requirements-launchers.txt"
+        )
     found = re.match(r"Could not override '([^']+)'", str(error))
     if not found:
         return error
@@ -175,21 +179,43 @@ def _run_job(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         return function(config)
     except _MISTAKES as error:
-        note.write_text(one_line(error) + "\n", encoding="utf-8")
-        if _failures is None:
-            raise
-        sweep = settings.mode == RunMode.MULTIRUN
+        message = one_line(error)
+        note.write_text(message + "\n", encoding="utf-8")
         point = " ".join(OmegaConf.to_container(settings.overrides.task, resolve=False))
-        _say(error, where=f"{point}: " if sweep and point else "")
-        if not sweep:
-            # SystemExit passes Hydra by, which would add a line of its own to an ordinary
-            # exception.
-            raise SystemExit(2) from None
-        _failures.append(point)
-        return None
-    except Exception:
+        if settings.mode == RunMode.MULTIRUN:
+            return _failed(point, message)
+        _say(error)
+        # SystemExit passes Hydra by, which would add a line of its own to an ordinary exception.
+        raise SystemExit(2) from None
+    except Exception as error:
         note.write_text(traceback.format_exc(), encoding="utf-8")
+        if _failures is None:  # a launcher brings the error to the program, but not its traceback
+            error.add_note(f"its whole traceback is in {note}")
         raise
+
+
+def _failed(point: str, message: str) -> "_Failure | None":
+    """Says that a job of a sweep failed, and counts it, or has the process do so that runs the
+    program.
+    """
+    if _failures is None:
+        return _Failure(point, message)
+    if point not in _failures:
+        print(f"error: {point}: {message}" if point else f"error: {message}", file=sys.stderr)
+        _failures.append(point)
+    return None
+
+
+class _Failure(NamedTuple):
+    """What a failed job returns in a launcher's worker. Sweepers do not show what jobs return, so
+    unpickling it is what reports the job, wherever its launcher brings it.
+    """
+
+    point: str
+    message: str
+
+    def __reduce__(self):
+        return _failed, tuple(self)
 
 
 def _inside_job(error: BaseException) -> bool:
@@ -200,8 +226,8 @@ def _inside_job(error: BaseException) -> bool:
     return _run_job.__code__ in frames
 
 
-def _say(error: BaseException, where: str = "") -> None:
-    print(f"error: {where}{one_line(error)}", file=sys.stderr)
+def _say(error: BaseException) -> None:
+    print(f"error: {one_line(error)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

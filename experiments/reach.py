@@ -3,9 +3,9 @@
     python -m experiments.reach experiment=smollm2_sentiment [+out=paper_figures/data/reach.csv]
 
 Trains the adapter of the experiment, or takes it from the cache, codes it by every method at its
-own sizes and at a few budgets by `compact` and by `weights only`, which is `compact` with errors
-counted as they are in dW and not relative to each layer's update, and prints for each
-file the relative error and the bytes that Shannon's bound needs for the same error. Weights only:
+own sizes and at a few budgets by preset `weights` and by `absolute weights`, which is the same with
+errors counted as they are in dW and not relative to each layer's update, and prints for each file
+the relative error and the bytes that Shannon's bound needs for the same error. Weights only:
 nothing is scored. `+out=FILE` appends the rows to a CSV, replacing those of the same adapter.
 """
 
@@ -51,8 +51,8 @@ def codes(
         )
     paper = Setting(Recipe("singular", 192, 0.1, seed=seed))
     yield "paper, N 192", encode(factors, weights, paper, usual_names=names, cache=cache)
-    compact = setting_for("compact", seed, embed_basis=False)
-    for name, setting in (("compact", compact), ("weights only", replace(compact, relative=0.0))):
+    plain = setting_for("weights", seed, embed_basis=False)
+    for name, setting in (("weights", plain), ("absolute weights", replace(plain, relative=0.0))):
         for size in BUDGETS:
             coded = encode(
                 factors, weights, setting, budget_bytes=size, usual_names=names, cache=cache

@@ -21,13 +21,15 @@ def show(rows: Iterable[Mapping[str, Any]], console: Console | None = None) -> N
         gap = 2 if console.width >= 100 else 0
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
         table.add_column("code", overflow="fold", min_width=16)
-        for name in tables.COLUMNS:
+        # What goes beyond the usual columns needs a wider line.
+        columns = tables.columns(points) if console.width >= 100 else tables.COLUMNS
+        for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         for before, point in zip([points[0], *points], points, strict=False):
             codec = point.get("codec")
-            if before.get("codec") != codec and codec in ("compact", "solar"):
+            if before.get("codec") != codec and codec in ("compact", "weights", "solar"):
                 table.add_section()
-            cells = {name: tables.cell(point, column) for name, column in tables.COLUMNS.items()}
+            cells = {name: tables.cell(point, column) for name, column in columns.items()}
             cells |= {name: cells[name].split(" ±")[0] for name in _MEAN_ONLY}
             table.add_row(tables.label(point), *cells.values())
         console.print(table)

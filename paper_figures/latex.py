@@ -15,13 +15,9 @@ from typing import Any
 from paper_figures import program, tables
 from paper_figures import rows as results
 
-HEADINGS = {
-    "bytes": "Bytes",
-    "ratio": "Ratio",
-    "score": "Score",
-    "retained %": "Retained, \\%",
-    "error": "Error",
-}
+# What a column is called where it is not its own name with a capital, and what is left out.
+HEADINGS = {"retained %": "Retained, \\%", "w/o head": "W/o head", "KL": "KL"}
+LEFT_OUT = ("slack",)
 REFERENCES = ("none", "float32")  # codecs that are no code: the base, the adapter as trained
 _SPECIAL = {c: f"\\{c}" for c in "&%#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 _SPECIAL |= {"\\": "\\textbackslash{}"}
@@ -29,8 +25,17 @@ _SPECIAL |= {"\\": "\\textbackslash{}"}
 CAPTION = """\
 {title}. Mean and, where it is not zero, standard deviation over {seeds}. Bytes: length of the \
 file; ratio: the LoRA file in float32 over it; retained: share of the adapter's gain over the \
-base; error: relative error of $\\Delta W$. Bold: the best mean of the column among all codes \
-below the rule, whatever their bytes; base and uncompressed adapter take no part."""
+base; error: relative error of $\\Delta W$.{more} Bold: the best mean of the column among all \
+codes below the rule, whatever their bytes; base and uncompressed adapter take no part."""
+
+
+# By heading: what a column that not every table has is.
+EXPLAINED = {
+    "W/o head": "W/o head: the file less the trained classifier.",
+    "KL": "KL: mean divergence from the uncompressed adapter's predictions, nats.",
+    "Loss": "Loss: mean cross-entropy, nats.",
+    "METEOR": "METEOR is nltk's, not version 1.5.",
+}
 
 
 def escape(text: str) -> str:
@@ -45,16 +50,18 @@ def escape(text: str) -> str:
 
 def table(panel: results.Panel, name: str) -> str:
     """One `table*` with the label tab:`name`."""
-    columns = {heading: tables.COLUMNS[key] for key, heading in HEADINGS.items()}
+    shown = tables.columns(panel.points).items()
+    columns = {heading(name): column for name, column in shown if name not in LEFT_OUT}
     first = [p for p in panel.points if p.get("codec") in REFERENCES]
     codes = [p for p in panel.points if p.get("codec") not in REFERENCES]
     best = {heading: _best(codes, column) for heading, column in columns.items()}
     seeds = max(p["seeds"] for p in panel.points)
+    more = "".join(f" {text}" for name, text in EXPLAINED.items() if name in columns)
     over = f"{seeds} seeds" if seeds > 1 else "one seed, so none is given"
     lines = [
         "\\begin{table*}",
         "\\centering\\small",
-        f"\\caption{{{CAPTION.format(title=escape(panel.title), seeds=over)}}}",
+        f"\\caption{{{CAPTION.format(title=escape(panel.title), seeds=over, more=more)}}}",
         f"\\label{{tab:{name}}}",
         f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
         "\\toprule",
@@ -69,6 +76,11 @@ def table(panel: results.Panel, name: str) -> str:
             cells = (_cell(point, column, marked.get(h)) for h, column in columns.items())
             lines.append(line(escape(results.describe(point)), *cells))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table*}"])
+
+
+def heading(name: str) -> str:
+    """A table's heading in LaTeX."""
+    return HEADINGS.get(name) or escape(name[:1].upper() + name[1:])
 
 
 def _best(points: Sequence[Mapping[str, Any]], column: tables.Column) -> str | None:

@@ -19,17 +19,21 @@ MEASURES = (
     *("bytes", "payload", "header", "heads", "ratio_fp32", "ratio_fp16"),
     *("score", "loss", "score_base", "score_adapter", "retained"),
     *("relative_error", "bound", "slack"),
+    *("bleu", "nist", "meteor", "rouge_l", "cider", "kl"),
 )
+ALSO = "also_"  # begins the names of further tasks' scores, which are measures too
 
 # What makes two rows the same setting; everything but the seed and what was measured.
 SETTING = (
-    *("base", "task", "group", "method", "codec", "label"),
+    *("base", "task", "adapter", "group", "method", "codec", "label"),
     *("basis", "atoms", "dtype", "eps", "N", "keep", "rank", "bits"),
 )
 
 # What a line of SOLAR says of itself, unless it is the paper's own form.
 USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
 _UNUSUAL = {"basis": "{} basis", "atoms": "{} atoms", "dtype": "{}"}
+
+PRESETS = ("compact", "weights")  # codecs that fill a budget: a line each, by their own names
 
 _NAMES = {
     "float32": "LoRA, float32",
@@ -73,8 +77,8 @@ def over_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One point per setting, in order of first appearance; limit rows are left out.
 
     A point has the setting's columns, `seeds` (how many), and mean and `_std` of each measure over
-    the rows that have it. Raises ValueError if a seed appears twice in a setting: a mean over it
-    would count it twice.
+    the rows that have it; `without_head` is bytes less those of trained heads. Raises ValueError if
+    a seed appears twice in a setting: a mean over it would count it twice.
     """
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -89,12 +93,19 @@ def over_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "collect one run per seed"
             )
         point = dict(zip(SETTING, setting, strict=True)) | {"seeds": len(members)}
-        for measure in MEASURES:
-            values = [row[measure] for row in members if row.get(measure) is not None]
+        also = dict.fromkeys(k for row in members for k in row if str(k).startswith(ALSO))
+        for measure in (*MEASURES, *also, "without_head"):
+            values = [v for row in members if (v := _measured(row, measure)) is not None]
             point[measure] = statistics.fmean(values) if values else None
             point[f"{measure}_std"] = statistics.stdev(values) if len(values) > 1 else None
         points.append(point)
     return points
+
+
+def _measured(row: Mapping[str, Any], measure: str) -> float | None:
+    if measure != "without_head":
+        return row.get(measure)
+    return row["bytes"] - row["heads"] if row.get("bytes") and row.get("heads") else None
 
 
 def _repeated(values: list) -> Any:
@@ -126,7 +137,8 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
             if kept:
                 last.append(f"top $K$ of {point['N']}" if several_sizes else "top $K$")
             found.setdefault(", ".join([*parts, *last]), []).append(point)
-    found["compact"] = [p for p in points if p.get("codec") == "compact"]
+    for preset in PRESETS:
+        found[preset] = [p for p in points if p.get("codec") == preset]
     for codec, name in _NAMES.items():
         found[name] = [p for p in points if p.get("codec") == codec]
     for truncated in (False, True):
@@ -136,7 +148,7 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
         name = " ".join([", ".join(map(str, widths)), "bit" if widths == [1] else "bits"]).strip()
         found[f"{name}, lower rank" if truncated else name] = chosen
     for point in points:
-        if point.get("codec") not in ("solar", "compact", "bits", *_NAMES):
+        if point.get("codec") not in ("solar", "bits", *PRESETS, *_NAMES):
             found.setdefault(str(point.get("codec")), []).append(point)
     return {name: sorted(line, key=lambda p: p["bytes"]) for name, line in found.items() if line}
 
@@ -170,17 +182,20 @@ def panels(
     rows: Iterable[Mapping[str, Any]], chosen: Callable[[Mapping[str, Any]], bool]
 ) -> list[Panel]:
     """A panel per base, task and configuration, with all its rows and the points of the `chosen`
-    ones; panels without a point are left out. The title names the configuration only where two
-    panels share base and task."""
+    ones; panels without a point are left out. The title names the adapter only where two panels
+    share base and task, and the configuration where they share that too."""
     parts: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        parts.setdefault(tuple(row.get(k) for k in ("base", "task", "group")), []).append(row)
+        where = tuple(row.get(k) for k in ("base", "task", "adapter", "group"))
+        parts.setdefault(where, []).append(row)
     points = {where: over_seeds(r for r in part if chosen(r)) for where, part in parts.items()}
     points = {where: found for where, found in points.items() if found}
     named = []
     for where, found in points.items():
-        twice = sum(other[:2] == where[:2] for other in points) > 1
-        title = ", ".join(str(part) for part in (where if twice else where[:2]) if part)
+        long = 2  # as few of the four as tell this panel from the others
+        while long < 4 and sum(other[:long] == where[:long] for other in points) > 1:
+            long += 1
+        title = ", ".join(str(part) for part in where[:long] if part)
         named.append(Panel(title, parts[where], found))
     return named
 

@@ -37,7 +37,8 @@ SOLAR = (
 )
 
 BASELINES = {
-    "compact": {"color": SKY, "marker": "d", "linestyle": "-", "markersize": 5.5},
+    "compact": {"color": VERMILLION, "marker": "D", "linestyle": "-", "markersize": 4.5},
+    "weights": {"color": SKY, "marker": "d", "linestyle": "-", "markersize": 5.5},
     "float32": {"color": BLACK, "marker": "*", "linestyle": "none", "markersize": 8},
     "float16": {"color": BLACK, "marker": "P", "linestyle": "none", "markersize": 6},
     "truncate": {"color": ORANGE, "marker": "v", "linestyle": "-", "markersize": 7.5, **_OPEN},

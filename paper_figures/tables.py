@@ -34,6 +34,37 @@ COLUMNS = {
     "error": Column("relative_error", ".3f", best=min),
     "slack": Column("slack", ".3f"),
 }
+# Where any row has them: bytes less those of a trained head, the mean loss and the
+# KL divergence from the uncompressed adapter in nats, and what is measured on written text.
+EXTRA = {
+    "w/o head": Column("without_head", ",.0f", best=min),
+    "KL": Column("kl", ".4f", best=min),
+    "loss": Column("loss", ".3f", best=min),
+    "BLEU": Column("bleu", ".1f", best=max),
+    "NIST": Column("nist", ".2f", best=max),
+    "METEOR": Column("meteor", ".1f", best=max),
+    "ROUGE-L": Column("rouge_l", ".1f", best=max),
+    "CIDEr": Column("cider", ".2f", best=max),
+}
+LANGUAGE = "kl"  # measured where the loss is what a table is read for
+
+
+def columns(points: Iterable[Point]) -> dict[str, Column]:
+    """Heading -> column of a table of these points: COLUMNS, those of EXTRA that any of them has,
+    and the score of every further task under its name."""
+    points = list(points)
+    has = {k for point in points for k, value in point.items() if value is not None}
+    also = sorted(k for k in has if k.startswith(results.ALSO) and not k.endswith("_std"))
+    extra = {k: c for k, c in EXTRA.items() if (LANGUAGE if k == "loss" else c.measure) in has}
+    extra |= {k.removeprefix(results.ALSO): Column(k, ".3f", best=max) for k in also}
+    found = {}
+    for heading, column in COLUMNS.items():
+        found[heading] = column
+        if heading == "bytes" and "w/o head" in extra:
+            found["w/o head"] = extra.pop("w/o head")
+        if heading == "retained %":
+            found |= extra
+    return found
 
 
 def mean(point: Point, column: Column) -> str | None:
@@ -65,9 +96,13 @@ def label(point: Point) -> str:
 def parts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Point]]]:
     """Title and points for each base, task and configuration."""
     found = []
-    for _, own, points in results.panels(rows, lambda row: True):
+    panels = results.panels(rows, lambda row: True)
+    places = [tuple(own[0].get(k) for k in ("base", "task")) for _, own, _ in panels]
+    for place, (_, own, points) in zip(places, panels, strict=True):
         seeds = max(point["seeds"] for point in points)
-        facts = [str(own[0].get(k)) for k in ("base", "task") if own[0].get(k)]
+        facts = [str(part) for part in place if part]
+        if places.count(place) > 1 and own[0].get("adapter"):
+            facts.append(str(own[0]["adapter"]))
         for name in ("base", "adapter"):
             # Every row repeats the score of its seed, so a point with all seeds has their mean.
             full = next(p for p in points if p["seeds"] == seeds)
@@ -82,9 +117,10 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """A bold line and a Markdown table per base, task and configuration."""
     found = []
     for title, points in parts(rows):
-        lines = [f"**{title}**", "", bar("code", *COLUMNS)]
-        lines.append(bar("---", *["---:"] * len(COLUMNS)))
-        lines += [bar(label(p), *(cell(p, c) for c in COLUMNS.values())) for p in points]
+        shown = columns(points)
+        lines = [f"**{title}**", "", bar("code", *shown)]
+        lines.append(bar("---", *["---:"] * len(shown)))
+        lines += [bar(label(p), *(cell(p, c) for c in shown.values())) for p in points]
         found.append("\n".join(lines))
     return "\n\n".join(found)
 

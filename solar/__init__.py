@@ -1,12 +1,13 @@
 """solar: LoRA-family fine-tuning in JAX and SOLAR compression of the adapters it trains.
 
-`solar.compress`, `expand`, `inspect`, `verify` and `limit` are the verbs of `python -m solar`.
+`solar.compress`, `expand`, `inspect`, `verify`, `frames` and `limit` are the verbs of
+`python -m solar`.
 """
 
 import os
 
 __version__ = "0.1.0"
-__all__ = ["compress", "expand", "inspect", "limit", "verify"]
+__all__ = ["compress", "expand", "frames", "inspect", "limit", "verify"]
 
 # Only tokenizers of transformers are used; its notice that torch is missing would mislead.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

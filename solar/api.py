@@ -1,5 +1,6 @@
-"""The five verbs of `python -m solar` as functions: an adapter directory in, a `.solar` file out,
-and back. No model is built; of the base only the adapted weights are read, one at a time.
+"""The verbs of `python -m solar` as functions: an adapter directory in, a `.solar` file out, and
+back. Of the base only the adapted weights are read, one at a time; a model is built only to make
+the frames of a base, once.
 """
 
 import os
@@ -14,24 +15,24 @@ from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 from solar.errors import SolarError
 from solar.files import replace_whole
 
-PRESETS = ("paper", "compact")
+PRESETS = ("paper", "weights", "compact")
 DEFAULT_SHARE = 64  # without a budget the update may have this fraction of the adapter's file
 PAPER_EPS = 0.1
 RELATIVE = 1.0  # on real adapters what keeps more of the gain; docs/lab-notes.md has the figures
 EMPTY = 256  # bytes that a file without any update may need
 
 
-def setting_for(preset: str | None, seed: int, embed_basis: bool) -> Setting:
-    """The codec's setting of a preset; None takes the best that stands, which is `compact`.
+def setting_for(preset: str, seed: int, embed_basis: bool) -> Setting:
+    """The codec's setting of a preset that looks at weights alone.
 
     paper: perturbed leading singular vectors of the base, float16, N and K alike for all layers.
-    compact: every side of every component entropy-coded at the rate it is worth, in a seeded
+    weights: every side of every component entropy-coded at the rate it is worth, in a seeded
     orthogonal basis, which needs nothing of the base and is never embedded.
     """
-    if preset not in (None, *PRESETS):
-        raise SolarError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
     if preset == "paper":
         return Setting(Recipe("singular", 64, PAPER_EPS, seed=seed), embed=embed_basis)
+    if preset != "weights":
+        raise SolarError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
     return Setting(
         Recipe("orthogonal", MAX_SIZE, seed=seed), keep=BUDGET, dtype=ENTROPY, relative=RELATIVE
     )
@@ -47,6 +48,7 @@ def compress(
     seed: int = 0,
     embed_basis: bool = False,
     head_dtype: str = "float16",
+    frames: str | os.PathLike | None = None,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Writes the adapter directory `adapter` to the file `out` in at most `budget_bytes`.
@@ -54,19 +56,25 @@ def compress(
     adapter: what PEFT wrote (LoRA, rsLoRA, AdaLoRA, VeRA, LoHa) or a directory of two-dimensional
     updates. base: a model directory, a GGUF file, a hub id or pip:NAME==VERSION. budget_bytes:
     of the whole file, trained heads included; None gives the update a 64th of the adapter's file.
-    head_dtype: float16, float32 or int8. watch(iterable, length, what) may show progress.
+    preset: `paper`, `weights` (setting_for) or `compact`, the default: errors count as the base's
+    own activations see them (codec/activation.py), by the frames file `frames`, by default the one
+    in the cache, which is made first where there is none. head_dtype: float16, float32 or int8.
+    watch(iterable, length, what) may show progress.
 
     Returns the record of the encoding: `bytes` by part, `relative_error` and its `bound` over all
     layers, `slack`, the `worst` layer, every layer's figures, and `ratio` to the adapter's file.
     Raises SolarError on anything that does not fit, and writes nothing then.
     """
     from solar.adapters import directory, targets
+    from solar.codec import activation
     from solar.codec.encode import encode
     from solar.codec.factors import canonical
+    from solar.frame_store import for_base
     from solar.weights.matrices import open_matrices
 
-    adapter, out = Path(adapter), Path(out)
-    setting = setting_for(preset, seed, embed_basis)
+    adapter, out, preset = Path(adapter), Path(out), preset or "compact"
+    Recipe(seed=seed)  # refuses one out of range, also where nothing is drawn from it
+    setting = None if preset == "compact" else setting_for(preset, seed, embed_basis)
     if out.is_dir():
         raise SolarError(f"{out} is a directory; give the name of a file to write")
     weights = open_matrices(base)
@@ -74,17 +82,20 @@ def compress(
     size = sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
     if budget_bytes is None:
         budget_bytes = size // DEFAULT_SHARE + _head_bytes(read.heads, head_dtype) + EMPTY
-    coded = encode(
-        canonical(read.pairs),
-        weights,
-        setting,
-        budget_bytes=budget_bytes,
-        heads=read.heads,
-        head_dtype=head_dtype,
-        usual_names=targets.usual_names(weights.family, weights),
-        cache=packages.cache_dir() / "bases",
-        watch=watch,
-    )
+    common = {
+        "budget_bytes": budget_bytes,
+        "heads": read.heads,
+        "head_dtype": head_dtype,
+        "usual_names": targets.usual_names(weights.family, weights),
+        "watch": watch,
+    }
+    factors = canonical(read.pairs)
+    if setting is None:
+        found = for_base(frames, base, weights, watch)
+        coded = activation.encode(factors, weights, found, **common)
+    else:
+        cache = packages.cache_dir() / "bases"
+        coded = encode(factors, weights, setting, cache=cache, **common)
     packet.write(out, coded.data)
     report = coded.report | {"file": str(out), "adapter_bytes": size}
     return report | {"budget_bytes": budget_bytes, "ratio": size / len(coded.data)}
@@ -96,9 +107,10 @@ def _head_bytes(heads: dict, dtype: str) -> int:
     return len(pack_heads(heads, dtype))
 
 
-def _decode(file: str | os.PathLike, base: str, watch: Watch):
+def _decode(file: str | os.PathLike, base: str, frames: str | os.PathLike | None, watch: Watch):
     """The decoded packet and the weights it fits."""
     from solar.adapters import targets
+    from solar.frame_store import finder
     from solar.weights.matrices import open_matrices
 
     data = packet.read(file)
@@ -109,6 +121,7 @@ def _decode(file: str | os.PathLike, base: str, watch: Watch):
         weights,
         usual_names=targets.usual_names(weights.family, weights),
         cache=packages.cache_dir() / "bases",
+        frames=finder(frames),
         watch=watch,
     )
     for name in decoded.heads:
@@ -125,13 +138,15 @@ def expand(
     out: str | os.PathLike,
     *,
     force: bool = False,
+    frames: str | os.PathLike | None = None,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Writes a `.solar` file as a PEFT directory that `PeftModel.from_pretrained` loads.
 
-    Returns the file's header. Raises PacketError where the file is damaged or made for another
-    base, SolarError where `out` exists and `force` is not given; nothing is written then, and a
-    directory that is replaced stays until the new one is whole.
+    frames: the frames file that a `compact` file needs where the cache has it not. Returns the
+    file's header. Raises PacketError where the file is damaged or made for another base, SolarError
+    where `out` exists and `force` is not given; nothing is written then, and a directory that is
+    replaced stays until the new one is whole.
     """
     from solar.adapters import peft_io
     from solar.adapters.adapter import Adapter
@@ -139,7 +154,7 @@ def expand(
     out = Path(out)
     if out.exists() and not force:
         raise SolarError(f"{out} exists; give another name, or --force to replace it")
-    decoded, weights = _decode(file, base, watch)
+    decoded, weights = _decode(file, base, frames, watch)
     pairs = {name: (f.left, f.right.T, 1.0) for name, f in decoded.factors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     # Everything happens in a folder beside `out` that goes away in any case.
@@ -156,11 +171,42 @@ def inspect(file: str | os.PathLike) -> dict[str, Any]:
     return packet.inspect(packet.read(file)) | {"file": str(file)}
 
 
-def verify(file: str | os.PathLike, base: str, *, watch: Watch = unwatched) -> dict[str, Any]:
+def verify(
+    file: str | os.PathLike,
+    base: str,
+    *,
+    frames: str | os.PathLike | None = None,
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
     """Decodes a `.solar` file and lets the result go: returns its header where `expand` would
     succeed. Raises PacketError where it would not."""
-    decoded, _ = _decode(file, base, watch)
+    decoded, _ = _decode(file, base, frames, watch)
     return decoded.header
+
+
+def frames(base: str, out: str | os.PathLike, *, watch: Watch = unwatched) -> dict[str, Any]:
+    """Measures the frames of a base (solar/moments.py), which `compact` codes in, and writes them
+    to `out` and to the cache. Sender and receiver need the same file; it depends on the base alone.
+
+    Returns the hash that packets name it by, its bytes and what it was measured on. Raises
+    SolarError where the base cannot be run.
+    """
+    from solar.codec import frame_file
+    from solar.frame_store import made
+
+    out = Path(out)
+    if out.is_dir():
+        raise SolarError(f"{out} is a directory; give the name of a file to write")
+    own = made(base, watch)
+    frame_file.write(out, own)
+    return {
+        "file": str(out),
+        "bytes": out.stat().st_size,
+        "hash": own.hash.hex(),
+        "layers": len(own.layers),
+        "inputs": len(own.frames),
+        "about": own.about,
+    }
 
 
 def limit(adapter: str | os.PathLike) -> dict[str, Any]:
@@ -184,4 +230,4 @@ def limit(adapter: str | os.PathLike) -> dict[str, Any]:
     }
 
 
-__all__ = ["PRESETS", "PacketError", "compress", "expand", "inspect", "limit", "verify"]
+__all__ = ["PRESETS", "PacketError", "compress", "expand", "frames", "inspect", "limit", "verify"]

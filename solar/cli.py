@@ -14,6 +14,7 @@ from solar import api
 from solar.errors import SolarError
 
 BASE = "a model directory, a GGUF file, a hub id, or pip:NAME==VERSION"
+FRAMES = "frames of the base, by default those in the cache"
 SHOWN_LAYERS = 3
 ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
@@ -41,17 +42,23 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--preset", choices=api.PRESETS, help="default: the best that stands")
     own.add_argument("--seed", type=int, default=0, metavar="S", help="of the basis")
     own.add_argument("--embed-basis", action="store_true", help="ship the basis in the file")
+    own.add_argument("--frames", metavar="FILE", help=FRAMES)
     own.add_argument("--head-dtype", default="float16", help="float16, float32 or int8")
     own = verb("expand", "write a .solar file as a directory that PEFT loads")
     own.add_argument("file", metavar="FILE")
     own.add_argument("--base", required=True, help=BASE)
     own.add_argument("--out", required=True, metavar="ADAPTER_DIR")
     own.add_argument("--force", action="store_true", help="replace an existing directory")
+    own.add_argument("--frames", metavar="FILE", help=FRAMES)
     own = verb("inspect", "show what a .solar file holds")
     own.add_argument("file", metavar="FILE")
     own = verb("verify", "check that a .solar file decodes on a base")
     own.add_argument("file", metavar="FILE")
     own.add_argument("--base", required=True, help=BASE)
+    own.add_argument("--frames", metavar="FILE", help=FRAMES)
+    own = verb("frames", "measure the frames of a base that compact files are coded in, once")
+    own.add_argument("base", metavar="BASE", help=BASE)
+    own.add_argument("--out", required=True, metavar="FILE")
     own = verb("limit", "show the fewest bytes that any code of the weights needs")
     own.add_argument("adapter", metavar="ADAPTER_DIR")
     return top
@@ -88,6 +95,8 @@ def _parts(found: dict[str, Any]) -> str:
 def _kind(found: dict[str, Any]) -> str:
     """The recipe in a few words."""
     recipe = found.get("recipe")
+    if found["method"] == "activation":
+        return f"activation frames {found['frames']}"
     if recipe is None:
         return f"{found['method']} " + str(found.get("dtype") or f"{found['bits']} bits")
     text = f"{recipe['kind']} basis, seed {recipe['seed']}, {found['atoms']} atoms"
@@ -122,6 +131,11 @@ def _text(verb: str, found: dict[str, Any]) -> str:
                 f"the budget of {found['budget_bytes']:,} is more than this preset can use"
             )
         return "\n".join(lines)
+    if verb == "frames":
+        return (
+            f"wrote {found['file']}: {found['bytes']:,} bytes, {found['inputs']} inputs of "
+            f"{found['layers']} layers, {found['hash']}"
+        )
     if verb == "limit":
         size, points = found["adapter_bytes"], found["points"]
         lines = [f"{found['layers']} layers, {size:,} bytes", "relative error   bytes at the limit"]

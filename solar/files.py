@@ -1,7 +1,10 @@
-"""Writing a file whole or not at all, as everything must be that another process will read."""
+"""Files that several processes share: written whole or not at all, and made by one of them."""
 
+import contextlib
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -37,3 +40,29 @@ def replace_whole(fresh: Path, path: Path, old: Path) -> None:
         if os.path.lexists(old) and not os.path.lexists(path):
             old.rename(path)
         raise
+
+
+@contextlib.contextmanager
+def only_one(path: str | Path, waiting: str | None) -> Iterator[bool]:
+    """Holds the right to make ``path``, which one process has at a time; it ends with the process.
+
+    Where another has it, this waits and says ``waiting`` once on stderr, and the caller looks again
+    whether ``path`` is still to be made. With None it does not wait: it gives False.
+    """
+    from filelock import FileLock, Timeout  # most commands make nothing that others would want
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting is None:
+            yield False
+            return
+        print(waiting, file=sys.stderr, flush=True)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield True
+    finally:
+        lock.release()

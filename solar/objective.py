@@ -17,11 +17,14 @@ from solar.tasks.task import Task
 
 
 class Outcome(NamedTuple):
-    """Sums over a batch: cross-entropy in nats, correct answers, and what both are divided by."""
+    """Sums over a batch: cross-entropy in nats, correct answers, what both are divided by, and the
+    divergence from a reference in nats where one was given.
+    """
 
     loss: Array
     correct: Array
     count: Array
+    divergence: Array | float = 0.0
 
 
 class Aim(NamedTuple):
@@ -48,41 +51,62 @@ def aim_of(task: Task, base) -> Aim:
     return Aim(task.objective, tokens)
 
 
-def measure(model, aim: Aim, batch: Mapping[str, Array]) -> Outcome:
+def predict(model, aim: Aim, batch: Mapping[str, Array]) -> Array:
+    """What the output head is applied to wherever something is predicted: hidden states, (B, D) for
+    label_token and (B, T - 1, D) for next_token; for image_class the logits (B, C) themselves.
+    """
+    if aim.objective == "image_class":
+        pixels = batch["pixels"].astype(jnp.float32) / 255.0
+        pixels = (pixels - jnp.asarray(aim.mean)) / jnp.asarray(aim.std)
+        return model(pixels.transpose(0, 3, 1, 2))
+    hidden, _ = model(batch["tokens"], batch["mask"])
+    if aim.objective == "next_token":
+        return hidden[:, :-1]
+    last = batch["mask"].shape[1] - 1 - jnp.argmax(batch["mask"][:, ::-1], axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def measure(model, aim: Aim, batch: Mapping[str, Array], reference: Array | None = None) -> Outcome:
     """Loss and score of a batch. ``batch['weight']`` (B,) is 0 for rows that only fill the batch
     up.
 
     label_token: the vocabulary-wide cross-entropy of the label's token after the last real one;
     correct where it is the likeliest of the label tokens. next_token: cross-entropy over target
     tokens; correct counts tokens that are likeliest. image_class: cross-entropy and top-1.
+    ``reference`` is what :func:`predict` gave with other weights and the same output head: the
+    divergence is KL(reference || model) over the same vocabulary or classes.
     """
     weight = batch["weight"].astype(jnp.float32)
-    if aim.objective == "label_token":
-        hidden, _ = model(batch["tokens"], batch["mask"])
-        last = batch["mask"].shape[1] - 1 - jnp.argmax(batch["mask"][:, ::-1], axis=1)
-        state = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        logits = project(state, model.head())
-        options = jnp.asarray(aim.label_tokens)
-        loss = cross_entropy(logits, options[batch["label"]])
+    state = predict(model, aim, batch)
+    if aim.objective == "image_class":
+        logits, target = state, batch["label"]
+        correct = jnp.argmax(logits, -1) == target
+    elif aim.objective == "label_token":
+        logits, options = project(state, model.head()), jnp.asarray(aim.label_tokens)
+        target = options[batch["label"]]
         correct = jnp.argmax(logits[:, options], -1) == batch["label"]
-    elif aim.objective == "next_token":
-        hidden, _ = model(batch["tokens"], batch["mask"])
-        weight = batch["target_mask"][:, 1:] * weight[:, None]
-        logits = project(hidden[:, :-1], model.head())
-        loss = cross_entropy(logits, batch["tokens"][:, 1:])
-        correct = jnp.argmax(logits, -1) == batch["tokens"][:, 1:]
     else:
-        pixels = batch["pixels"].astype(jnp.float32) / 255.0
-        pixels = (pixels - jnp.asarray(aim.mean)) / jnp.asarray(aim.std)
-        logits = model(pixels.transpose(0, 3, 1, 2))
-        loss = cross_entropy(logits, batch["label"])
-        correct = jnp.argmax(logits, -1) == batch["label"]
-    return Outcome((loss * weight).sum(), (correct * weight).sum(), weight.sum())
+        weight = batch["target_mask"][:, 1:] * weight[:, None]
+        logits, target = project(state, model.head()), batch["tokens"][:, 1:]
+        correct = jnp.argmax(logits, -1) == target
+    loss = cross_entropy(logits, target)
+    divergence = jnp.zeros(())
+    if reference is not None:
+        images = aim.objective == "image_class"
+        before = reference if images else project(reference, model.head())
+        divergence = (kullback_leibler(before, logits) * weight).sum()
+    return Outcome((loss * weight).sum(), (correct * weight).sum(), weight.sum(), divergence)
 
 
 def project(hidden: Array, head: Array) -> Array:
     """Logits in float32 of hidden states in the compute dtype."""
     return (hidden @ head.T.astype(hidden.dtype)).astype(jnp.float32)
+
+
+def kullback_leibler(before: Array, after: Array) -> Array:
+    """KL(before || after) in nats of two arrays of logits, over their last axis."""
+    first, second = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
+    return (jnp.exp(first) * (first - second)).sum(-1)
 
 
 def cross_entropy(logits: Array, target: Array) -> Array:

@@ -66,7 +66,7 @@ def update(folder, base):
     return canonical(read.pairs), read.heads
 
 
-@pytest.mark.parametrize("preset", [None, "paper", "compact"])
+@pytest.mark.parametrize("preset", [None, "paper", "weights", "compact"])
 def test_there_and_back(capsys, tmp_path, adapter, base, preset):
     given = ["--preset", preset] if preset else []
     file, out = tmp_path / "a.solar", tmp_path / "out"
@@ -106,7 +106,7 @@ def test_json_is_one_object_everywhere(capsys, tmp_path, adapter, base):
 def test_inspect_says_what_the_file_holds(capsys, file):
     status, text, _ = run(capsys, "inspect", file)
     assert status == 0
-    for part in ("orthogonal basis, seed 0", "4 layers of rank 2 to 3", "the usual targets",
+    for part in ("activation frames ", "4 layers of rank 2 to 3", "the usual targets",
                  "head lm_head.weight", "of the file is its"):  # fmt: skip
         assert part in text
     found = solar.inspect(file)
@@ -176,7 +176,8 @@ def test_the_api_raises_what_the_command_line_prints(tmp_path, adapter, base):
         solar.compress(adapter, str(base), tmp_path / "x", preset="best")
     with pytest.raises(AttributeError, match="no attribute 'squash'"):
         _ = solar.squash
-    assert set(solar.__all__) == {"compress", "expand", "inspect", "verify", "limit"}
+    verbs = {"compress", "expand", "inspect", "verify", "frames", "limit"}
+    assert set(solar.__all__) == verbs
 
 
 def test_nothing_heavy_is_imported(tmp_path, adapter, base, file):

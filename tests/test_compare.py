@@ -58,7 +58,7 @@ def test_a_run_leaves_packets_record_and_curve(family, home, monkeypatch, capsys
     folder = home / "outputs" / family / "seed=0"
     result = record.read(folder / "result.json")
     labels = [row["label"] for row in result["rows"]]
-    assert labels[:3] == ["LoRA, float32", "base", "float16"] and len(labels) == 8
+    assert labels[:3] == ["LoRA, float32", "base", "float16"] and len(labels) == 9
     for row in result["rows"]:
         path = (folder / row["packet"]).resolve()
         size = path / "adapter_model.safetensors" if path.is_dir() else path
@@ -70,7 +70,7 @@ def test_a_run_leaves_packets_record_and_curve(family, home, monkeypatch, capsys
             if row["codec"] != "none":
                 assert row["relative_error"] <= row["bound"] * (1 + 1e-6) + 1e-6
     assert result["tiny"] and result["status"] == "complete"
-    holds_what_a_record_has_to(result, packets=6)
+    holds_what_a_record_has_to(result, packets=7)
     assert (folder / "curve.png").stat().st_size > 10_000
     assert (folder / "curve.pdf").stat().st_size > 5_000
     # The same command again reads the record and measures nothing.
@@ -126,7 +126,7 @@ def test_an_interrupted_run_goes_on_with_what_it_has(home, monkeypatch):
     monkeypatch.setattr(compare, "score_files", score_files)
     assert run(monkeypatch, *arguments) == 0
     left = json.loads((folder / "evaluation.json").read_text())["files"]
-    assert len(left) == 5, "the three files that were scored before are not scored again"
+    assert len(left) == 6, "the three files that were scored before are not scored again"
     # An undisturbed run in another folder and another cache says the same to the last digit.
     monkeypatch.setenv("SOLAR_CACHE", str(home / "other"))
     assert run(monkeypatch, *arguments[:-1], "name=whole") == 0

@@ -40,7 +40,7 @@ def written_by_peft(base, method, folder):
     model.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("preset", ["compact", "paper"])
+@pytest.mark.parametrize("preset", ["compact", "weights", "paper"])
 @pytest.mark.parametrize(
     ("family", "method"),
     [(f, m) for f in CASE for m in METHODS if (f, m) != ("gpt2", "loha")],  # PEFT has no such LoHa

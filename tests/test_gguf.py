@@ -168,3 +168,12 @@ def test_what_is_not_built_is_refused(tmp_path):
     refused(path, "tokenizer .gpt2, llama-bpe. is not read")
     write(path, arch="qwen2")
     refused(path, "holds a 'qwen2' model; only 'llama' is read")
+
+
+def test_a_tokenizer_with_a_broken_text_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    write(path)
+    whole = path.read_bytes()
+    assert whole.count("Ġthe".encode()) == 1
+    path.write_bytes(whole.replace("Ġthe".encode(), b"\xff\xfethe"))
+    refused(path, "tokenizer holds a broken text .* delete and fetch it again")

@@ -219,25 +219,28 @@ def test_committed_tables_are_whole_and_mark_the_best_of_every_column():
     for stem, text in texts.items():
         assert_fragment(text)
         found = rows.read(FOLDER / "data" / f"{stem}.csv")
-        (panel,) = rows.panels(found, lambda r: r.get("codec") is not None)
-        heading, *body = cells(text)
-        assert len(body) == len(panel.points)
-        codes = [line for line in body if line[0] not in ("base", "LoRA, float32")]
-        assert len(codes) == len(body) - 2
-        for column, best in zip(range(1, len(heading)), (min, max, max, max, min), strict=True):
-            means = [line[column].split(" \\pm ")[0].strip("$") for line in codes]
-            plain = [m.replace("\\mathbf{", "").removesuffix("}") if "mathbf" in m else m
-                     for m in means]  # fmt: skip
-            values = [float(m.replace("{,}", "")) for m in plain]
-            bold = ["mathbf" in m for m in means]
-            assert bold == [v == best(values) for v in values], heading[column]
-        assert not any("mathbf" in c for line in body if line not in codes for c in line)
+        panels = rows.panels(found, lambda r: r.get("codec") is not None)
+        for panel, own in zip(panels, text.split("\\begin{table*}")[1:], strict=True):
+            heading, *body = cells(own)
+            assert len(body) == len(panel.points)
+            codes = [line for line in body if line[0] not in ("base", "LoRA, float32")]
+            assert len(codes) == len(body) - 2
+            shown = {latex.heading(k): c for k, c in tables.columns(panel.points).items()}
+            for column in range(1, len(heading)):
+                best = shown[heading[column]].best
+                means = [line[column].split(" \\pm ")[0].strip("$") for line in codes]
+                plain = [m.replace("\\mathbf{", "").removesuffix("}") if "mathbf" in m else m
+                         for m in means]  # fmt: skip
+                values = [float(m.replace("{,}", "")) for m in plain]
+                bold = ["mathbf" in m for m in means]
+                assert bold == [v == best(values) for v in values], heading[column]
+            assert not any("mathbf" in c for line in body if line not in codes for c in line)
 
 
 def test_a_table_of_made_up_rows():
     """Ties are all bold, names escaped; one seed has no deviation, and what is missing a dash."""
-    found = grid(seeds=(0,))
-    found.append(row("bits", "50% of #1 & $5_x", 900, 0.7) | {"relative_error": None})
+    found = [r | {"heads": 0} for r in grid(seeds=(0,))]
+    found.append(row("bits", "50% of #1 & $5_x", 900, 0.7) | {"relative_error": None, "heads": 0})
     (panel,) = rows.panels(found, lambda r: True)
     text = latex.table(panel, "x")
     assert_fragment(text)
@@ -270,6 +273,27 @@ def test_the_tables_in_the_readme_are_the_committed_ones():
         assert (FOLDER / "tables" / f"{name}.md").read_text() in readme, name
     found = rows.read(FOLDER / "data" / "smollm2_sentiment.csv")
     assert tables.markdown(found) + "\n" in readme
+
+
+def test_a_new_measure_is_a_column_without_new_code():
+    """What only some experiments measure stands in their tables and in no other."""
+    found = [r | {"heads": 0} for r in grid()]
+    plain = latex.table(rows.panels(found, lambda r: True)[0], "x")
+    more = {"kl": 0.25, "bleu": 31.4, "loss": 1.5, "also_mmlu": 0.4, "heads": 40}
+    found = [r | more | {"adapter": f"r {n}"} | {"group": str(n)} for n in (2, 4) for r in found]
+    panels = rows.panels(found, lambda r: True)
+    assert [panel.title for panel in panels] == [f"tiny_base, words, r {n}" for n in (2, 4)]
+    text = latex.table(panels[0], "x")
+    assert_fragment(text)
+    heading, *body = cells(text)
+    assert heading == ["Code", "Bytes", "W/o head", "Ratio", "Score", "Retained, \\%", "KL", "Loss",
+                       "BLEU", "Mmlu", "Error"]  # fmt: skip
+    assert cells(plain)[0] == [h for h in heading if h not in ("W/o head", "KL", "Loss", "BLEU",
+                                                              "Mmlu")]  # fmt: skip
+    line = next(line for line in body if line[0] == "compact, 900 bytes")
+    assert line[2] == "$860$" and "31.4" in line[8] and "0.400" in line[9]
+    shown = tables.markdown(found)
+    assert "**tiny_base, words, r 4, base 0.600" in shown and "| mmlu |" in shown
 
 
 def test_parity_says_whether_means_agree():

@@ -32,7 +32,7 @@ def test_alignment_writes_every_layer_and_keeps_other_seeds(monkeypatch, tmp_pat
 def test_reach_compares_every_code_with_the_limit(monkeypatch, tmp_path):
     rows = run(monkeypatch, tmp_path, reach)
     found = {row["code"] for row in rows}
-    assert {"4-bit", "1-bit, rank 1", "paper, N 192", "compact"} <= found
+    assert {"4-bit", "1-bit, rank 1", "paper, N 192", "weights"} <= found
     for row in rows:
         # No code of Gaussian factors is below Shannon's bound.
         assert float(row["ratio"]) > 1 and int(row["payload"]) < int(row["bytes"])

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 
 from benchmarks.torch_models import peft_model, torch_model  # noqa: E402
 from solar.adapters.lora import METHOD, LoraConfig, adapter  # noqa: E402
-from solar.generate import generate  # noqa: E402
+from solar.generate import beam_search, generate  # noqa: E402
 from solar.models.structure import structure  # noqa: E402
 from solar.tasks.task import Task  # noqa: E402
 from solar.train import TrainConfig, learning_rate, make_step, rows  # noqa: E402
@@ -88,6 +88,27 @@ def test_generation_equals_that_of_transformers(name):
             pad_token_id=0,
         )
         assert generate(base, [prompt], 8)[0] == out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("penalty", (0.8, 2.0))
+def test_beam_search_equals_that_of_transformers(penalty):
+    base = random_base("gpt2", seed=7)
+    model = torch_model(base)
+    prompts = [[5, 9, 11, 2, 40, 7], [3], [8, 8]]
+    stop = generate(base, prompts, 2)[0][1]  # one that is written
+    found = beam_search(base, prompts, 8, beams=4, length_penalty=penalty, stop=stop)
+    for prompt, ours in zip(prompts, found, strict=True):
+        out = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=8,
+            do_sample=False,
+            num_beams=4,
+            length_penalty=penalty,
+            eos_token_id=stop,
+            pad_token_id=0,
+        )
+        theirs = out[0, len(prompt) :].tolist()
+        assert ours == (theirs[: theirs.index(stop)] if stop in theirs else theirs)
 
 
 def toy_task(base: Base) -> Task:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from solar.codec.omp import pursue
-from solar.codec.select import fit, refit
+from solar.codec.select import Fit, fit, refit
 
 
 def case(a, dim, t=3, b=2, seed=0):
@@ -16,10 +16,16 @@ def case(a, dim, t=3, b=2, seed=0):
 
 
 def solve(atoms, targets, count=None, ridge=1e-5):
-    b, t = targets.shape[:2]
-    keep = count is not None
-    counts = np.full(b, count if keep else 0, np.int32)
-    return fit(atoms, targets, np.ones((b, t), np.float32), counts, np.float32(ridge), sparse=keep)
+    """`fit` of every side, stacked."""
+    weights = np.ones(targets.shape[1], np.float32)
+    found = [fit(a, x, weights, count, ridge) for a, x in zip(atoms, targets, strict=True)]
+    return Fit(*(np.array(own) for own in list(zip(*found, strict=True))[:3]), None)
+
+
+def again(atoms, targets, support, ridge=1e-6):
+    """`refit` of every side, stacked."""
+    sides = zip(atoms, targets, support, strict=True)
+    return np.stack([refit(*side, ridge) for side in sides])
 
 
 def error(atoms, targets, coefficients):
@@ -40,8 +46,8 @@ def test_both_forms_agree_across_the_square():
     # One atom more than dimensions switches the form; a zero atom makes the problems equal.
     atoms, targets = case(16, 16, seed=1)
     more = np.concatenate([atoms, np.zeros((2, 1, 16), np.float32)], axis=1)
-    plain = np.asarray(solve(atoms, targets, ridge=1e-2).coefficients)
-    other = np.asarray(solve(more, targets, ridge=1e-2).coefficients)
+    plain = solve(atoms, targets, ridge=1e-2).coefficients
+    other = solve(more, targets, ridge=1e-2).coefficients
     np.testing.assert_allclose(plain, other[:, :-1], atol=1e-4)
     assert (other[:, -1] == 0).all()
 
@@ -52,7 +58,7 @@ def test_ridge_bounds_the_coefficients_near_the_square(a):
     found = solve(atoms, targets)
     norms = np.linalg.norm(found.coefficients, axis=(1, 2))
     assert (norms < 300 * np.linalg.norm(targets, axis=(1, 2))).all()
-    rounded = np.asarray(found.coefficients).astype(np.float16).astype(np.float32)
+    rounded = found.coefficients.astype(np.float16).astype(np.float32)
     left = error(atoms, targets, rounded) / np.linalg.norm(targets, axis=(1, 2))
     assert (left < (0.5 if a < 64 else 0.3)).all()
 
@@ -66,31 +72,27 @@ def test_plain_least_squares_would_explode():
 
 
 def test_the_largest_weighted_coefficients_are_kept():
-    atoms = np.eye(4, dtype=np.float32)[None]
-    targets = np.array([[[4.0, 3.0, 2.0, 1.0], [40.0, 3.0, 2.0, 1.0]]], np.float32)
-    weights = np.array([[1.0, 0.01]], np.float32)
-    found = fit(atoms, targets, weights, np.array([3], np.int32), np.float32(1e-7), sparse=True)
-    np.testing.assert_array_equal(np.asarray(found.support)[0].T,
-                                  [[1, 1, 1, 0], [0, 0, 0, 0]])  # fmt: skip
-    np.testing.assert_allclose(np.asarray(found.coefficients)[0].T[0], [4, 3, 2, 0], rtol=1e-5)
+    atoms = np.eye(4, dtype=np.float32)
+    targets = np.array([[4.0, 3.0, 2.0, 1.0], [40.0, 3.0, 2.0, 1.0]], np.float32)
+    found = fit(atoms, targets, np.array([1.0, 0.01], np.float32), 3, 1e-7)
+    np.testing.assert_array_equal(found.support.T, [[1, 1, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(found.coefficients.T[0], [4, 3, 2, 0], rtol=1e-5)
 
 
 def test_refit_is_least_squares_on_the_support_and_beats_cutting():
     atoms, targets = case(40, 32, seed=5)
     cut = solve(atoms, targets, count=45)
-    support = np.asarray(cut.support)
+    support = cut.support
     assert (support.sum(axis=(1, 2)) == 45).all()
-    again = np.asarray(
-        refit(atoms, targets, support, np.float32(1e-6), most=(32,) * targets.shape[1])
-    )
-    assert (again[~support] == 0).all()
+    fitted = again(atoms, targets, support)
+    assert (fitted[~support] == 0).all()
     for i in range(2):
         for t in range(3):
             on = support[i, :, t]
             basis = atoms[i][on].T.astype(np.float64)
             truth = np.linalg.lstsq(basis, targets[i, t].astype(np.float64), rcond=None)[0]
-            np.testing.assert_allclose(again[i, on, t], truth, atol=2e-3)
-    assert (error(atoms, targets, again) < error(atoms, targets, cut.coefficients)).all()
+            np.testing.assert_allclose(fitted[i, on, t], truth, atol=2e-3)
+    assert (error(atoms, targets, fitted) < error(atoms, targets, cut.coefficients)).all()
 
 
 def greedy(atoms, targets, weights, count):
@@ -126,15 +128,8 @@ def test_pursuit_beats_the_largest_coefficients():
     weights = np.ones((8, 3), np.float32)
     picked = np.asarray(pursue(atoms, targets, weights, np.full(8, 24, np.int32), most=24))
     assert (picked.sum(axis=(1, 2)) == 24).all()
-    cut = np.asarray(solve(atoms, targets, count=24).support)
-    errors = [
-        error(
-            atoms,
-            targets,
-            np.asarray(refit(atoms, targets, s, np.float32(1e-6), most=(32,) * targets.shape[1])),
-        )
-        for s in (picked, cut)
-    ]
+    cut = solve(atoms, targets, count=24).support
+    errors = [error(atoms, targets, again(atoms, targets, s)) for s in (picked, cut)]
     assert (errors[0] < 0.9 * errors[1]).all()
 
 
@@ -148,9 +143,26 @@ def test_pursuit_stops_where_nothing_is_left():
     np.testing.assert_array_equal(support[0, :, 0], [True, True, False, False])
 
 
+def test_refit_takes_the_gram_matrix_of_the_fit_or_its_own():
+    atoms, targets = case(24, 32, b=1, seed=8)
+    found = fit(atoms[0], targets[0], np.ones(3, np.float32), 30, 1e-5)
+    own = refit(atoms[0], targets[0], found.support, 1e-5)
+    np.testing.assert_allclose(
+        refit(atoms[0], targets[0], found.support, 1e-5, found.gram), own, atol=1e-5
+    )
+    assert fit(*(np.swapaxes(atoms, 1, 2)[0], targets[0][:, :24]), np.ones(3), 3, 1e-5).gram is None
+
+
+def test_a_ridge_too_small_gives_no_numbers():
+    atoms = np.ones((3, 4), np.float32)
+    found = fit(atoms, np.ones((1, 4), np.float32), np.ones(1, np.float32), None, 1e-30)
+    assert np.isnan(found.coefficients).all()
+
+
 def test_default_matmul_precision_does_not_matter():
-    atoms, targets = case(24, 32)
-    plain = np.asarray(solve(atoms, targets).coefficients)
+    atoms, targets = case(96, 32, b=8, seed=7)
+    weights, counts = np.ones((8, 3), np.float32), np.full(8, 24, np.int32)
+    plain = np.asarray(pursue(atoms, targets, weights, counts, most=24))
     with jax.default_matmul_precision("bfloat16"):
-        low = np.asarray(solve(atoms, targets).coefficients)
+        low = np.asarray(pursue(atoms, targets, weights, counts, most=24))
     np.testing.assert_array_equal(plain, low)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from solar.codec import basis, container, select
+from solar.codec import basis, container
 from solar.codec.blas import one_thread
 from solar.codec.coefficients import Frames, as_group, batches, coded_sides, target_rows
 from solar.codec.factors import Factors
@@ -23,7 +23,7 @@ def _shares(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     rows (b, k, d), targets (b, t, d), float32.
     """
-    inner = select.inner(rows, targets)
+    inner = np.matmul(rows, targets.swapaxes(1, 2))
     energy = np.sum(np.asarray(inner, np.float64) ** 2, axis=2)
     return np.cumsum(energy, axis=1) / np.sum(targets.astype(np.float64) ** 2, (1, 2))[:, None]
 

@@ -23,6 +23,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,13 +33,14 @@ from solar.errors import SolarError
 
 MAGIC = b"SOLR"
 VERSION = 1
-METHODS = ("solar", "float", "bits")  # the byte in the file is the index
+METHODS = ("solar", "float", "bits", "activation")  # the byte in the file is the index
 LISTED, IMPLIED, EMBEDDED = 1, 2, 4
 FIXED = struct.Struct("<4sBBBB16sHIIQQ")
 CHECKSUM = 8
 MAX_NAME = 1024  # bytes in one name
 MAX_NAMES = 2**22  # bytes in all listed names, which a few kilobytes may unpack to
 MAX_RANK = 16383  # two varint bytes
+READERS = 2  # weights in memory at once: one is read while the other is hashed
 
 
 # (iterable, length, what) -> the same items: a caller may show progress.
@@ -110,17 +112,21 @@ def identify(
 ) -> Base:
     """Names, shapes and hashes of the adapted weights, each read once and let go again."""
     names = tuple(sorted(names))
-    shapes, digests = [], []
-    whole = hashlib.sha256()
-    for name in watch(names, len(names), "base weights"):
+
+    def identity(name: str) -> tuple[tuple[int, int], bytes]:
         weight = read_weight(base, name)
         digest = hashlib.sha256(np.array(weight.shape, "<u8").tobytes())
         digest.update(weight.data)
-        shapes.append(weight.shape)
-        digests.append(digest.digest())
+        return weight.shape, digest.digest()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(watch(pool.map(identity, names), len(names), "base weights"))
+    whole = hashlib.sha256()
+    for name, (_, digest) in zip(names, found, strict=True):
         encoded = name.encode()
-        whole.update(struct.pack("<I", len(encoded)) + encoded + digests[-1])
-    return Base(names, tuple(shapes), tuple(digests), whole.digest()[:16])
+        whole.update(struct.pack("<I", len(encoded)) + encoded + digest)
+    shapes, digests = (tuple(own[i] for own in found) for i in (0, 1))
+    return Base(names, shapes, digests, whole.digest()[:16])
 
 
 def resolve(

@@ -75,7 +75,8 @@ def encode(
 
 def _finish(job: Job, setting: Setting, coded: Coded, tails: Mapping[Side, Tail]) -> Encoded:
     # A receiver refuses what asks too much for its bytes, and so does the sender.
-    solar.read_payload(setting, coded.sides, coded.power, coded.body)
+    if not coded.read:
+        solar.read_payload(setting, coded.sides, coded.power, coded.body)
     offset = checksum.choose_offset(coded.numbers)
     fixed = solar.pack_parameters(setting, coded.power, offset)
     own = solar.bound_to(fixed, coded.body)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from solar.codec import budget, ecsq, payload, quantize, supports
+from solar.codec import budget, ecsq, payload, quantize, solar, supports
 from solar.codec.coefficients import Coefficients, Side, coded_sides, size_of
 from solar.codec.factors import Factors
 from solar.codec.fit import fit, refit
@@ -236,7 +236,12 @@ def entropy(
         boost -= 1  # the coder may need a word more than the chances say
     kept = coded_sides(job.known.shapes, ranks)
     # The sender reads its own file, so what is measured is what arrives.
-    sent = ecsq.unpack(setting, kept, power, body)
+    if setting.embed:  # what is embedded is not known yet
+        sent = ecsq.unpack(setting, kept, power, body)
+    else:
+        sent, _ = solar.read_payload(setting, kept, power, body)
     packed, decoded, marks, measured = receive(job, setting, kept, sent)
     spent = ecsq.by_side(part, counted(chosen)[mask])
-    return Coded(ranks, kept, body + packed, power, decoded, marks, measured, [], spent), tails
+    body += packed
+    coded = Coded(ranks, kept, body, power, decoded, marks, measured, [], spent, not setting.embed)
+    return coded, tails

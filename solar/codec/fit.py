@@ -1,19 +1,19 @@
 """Fit: the coefficients of every side before quantisation, in batches of equal shape.
 
-Orthonormal atoms need inner products only; all others the jitted solves of select.py and omp.py.
-Batches are worked on one after another: XLA's programs share one pool of threads, and two that run
-at once can wait for each other for ever.
+Orthonormal atoms need inner products only; all others are solved for, side by side. Atoms are
+drawn, and pursuits run, by XLA on the calling thread: its programs share one pool of threads, and
+two that run at once can wait for each other for ever.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec import basis, tail
+from solar.codec import basis, select, tail
 from solar.codec.coefficients import (
-    BUCKET,
     Coefficients,
     Frames,
     Side,
@@ -37,13 +37,20 @@ class _Batch(NamedTuple):
 
     sides: list[Side]
     size: int
-    atoms: Any
+    atoms: np.ndarray | None
     rows: np.ndarray
     orthonormal: bool
     unperturbed: np.ndarray | None
-    shaped: Any  # the atoms as (b, a, width, d)
-    norms: Any
+    shaped: np.ndarray | None  # the atoms as (b, a, width, d)
+    norms: np.ndarray | None
     ranks: np.ndarray
+
+    def one(self, i: int) -> "_Batch":
+        """Side i alone."""
+        return self._replace(**{
+            name: value[i : i + 1] for name, value in self._asdict().items()
+            if isinstance(value, (list, np.ndarray))
+        })  # fmt: skip
 
 
 def _batch(
@@ -57,7 +64,10 @@ def _batch(
     ids = np.broadcast_to(np.arange(size, dtype=np.uint32), (len(batch), size))
     own = frames.for_batch(batch)
     unperturbed = basis.sources(recipe, group, ids, own)
-    atoms, norms = basis.atoms(recipe, group, ids, unperturbed)
+    # Arrays of the host, so that the threads which work on them have nothing to do with XLA.
+    atoms, norms = (
+        x if x is None else np.asarray(x) for x in basis.atoms(recipe, group, ids, unperturbed)
+    )
     ranks = np.array([len(f.values) for f in own] if own else [group.dim] * len(batch))
     orthonormal = (
         setting.atoms == "vector" and KINDS[recipe.kind].orthonormal and norms is None
@@ -93,46 +103,70 @@ def fit(
     factors: of every layer, in sorted order of names. Raises SolarError and BoundViolated.
     """
     sent: dict[Side, Coefficients] = {}
-    tails: dict[Side, tuple[Future, int]] = {}
+    tails: dict[Side, Tail] = {}
     all_orthonormal = True
-    # What is known of the error is worked out on the host while XLA solves the next batch.
-    with ThreadPoolExecutor(1) as host:
-        before: Future | None = None
-        for batch in _each(setting, sides, factors, frames):
-            all_orthonormal &= batch.orthonormal
-            table, support, residuals = _coefficients(setting, batch, factors)
-            if before is not None:
-                before.result()  # so that no more than two batches are alive
-            # Arrays of the host, so that its thread has nothing to do with XLA.
-            atoms, norms = (x if x is None else np.asarray(x) for x in (batch.shaped, batch.norms))
-            before = host.submit(
-                tail.tails, setting.recipe, batch.rows, batch.unperturbed, atoms, norms,
-                batch.ranks, residuals,
-            )  # fmt: skip
-            for i, side in enumerate(batch.sides):
+
+    def take(found: list[Future]) -> None:
+        for table, support, known, part in (own.result() for own in found):
+            for i, side in enumerate(part.sides):
                 targets = targets_of(setting, side)
                 positions = np.flatnonzero(support[i, :targets])
                 sent[side] = Coefficients(positions, table[i, :targets].ravel()[positions])
-                tails[side] = before, i
-    return sent, {side: own.result()[i] for side, (own, i) in tails.items()}, all_orthonormal
+                tails[side] = known[i]
+
+    # While sides are solved the atoms of the next batch are built; no more than two are alive.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        before: list[Future] = []
+        for batch in _each(setting, sides, factors, frames):
+            all_orthonormal &= batch.orthonormal
+            picked = _picked(setting, batch, factors)
+            # Orthonormal atoms leave so little to do that threads would cost more.
+            parts = (
+                [batch] if batch.orthonormal else [batch.one(i) for i in range(len(batch.sides))]
+            )
+            started = [
+                pool.submit(_work, setting, part, factors, own)
+                for part, own in zip(parts, picked, strict=True)
+            ]
+            take(before)
+            before = started
+        take(before)
+    return sent, tails, all_orthonormal
 
 
-def _coefficients(setting: Setting, batch: _Batch, factors: list[Factors]):
-    """Coefficients (b, t, a), support (b, t, a) and residuals (b,) of a batch. Raises SolarError
+def _work(setting: Setting, batch: _Batch, factors: list[Factors], picked: np.ndarray | None):
+    """Coefficients (b, t, a), support (b, t, a), tails and the batch itself. Raises SolarError
     where the solve fails."""
+    weights, kept = _weights(setting, batch, factors), _kept(setting, batch)
+    if batch.orthonormal:
+        table, support, residuals = _project(setting, batch, weights, kept)
+    else:
+        table, support, residuals = _solve(setting, batch, weights, kept, picked)
+    if not np.isfinite(table).all():
+        raise SolarError(f"ridge {setting.ridge} is too small for this basis; raise it")
+    known = tail.tails(
+        setting.recipe, batch.rows, batch.unperturbed, batch.shaped, batch.norms, batch.ranks,
+        residuals,
+    )  # fmt: skip
+    return table, support, known, batch
+
+
+def _weights(setting: Setting, batch: _Batch, factors: list[Factors]) -> np.ndarray:
+    """(b, t) `component_weights`, zero where a side has fewer targets than the batch."""
     weights = np.zeros(batch.rows.shape[:2], np.float32)
     for i, side in enumerate(batch.sides):
         weights[i, : targets_of(setting, side)] = component_weights(setting, side, factors)
-    kept = np.array([kept_of(setting, s) if setting.keep != BUDGET else 0 for s in batch.sides])
-    solve = _project if batch.orthonormal else _solve
-    table, support, residuals = solve(setting, batch, weights, kept)
-    if not np.isfinite(table).all():
-        raise SolarError(f"ridge {setting.ridge} is too small for this basis; raise it")
-    return table, support, residuals
+    return weights
+
+
+def _kept(setting: Setting, batch: _Batch) -> np.ndarray:
+    """(b,) int32 coefficients sent of every side where the setting fixes their number, or 0."""
+    fixed = setting.keep != BUDGET
+    return np.array([kept_of(setting, s) if fixed else 0 for s in batch.sides], np.int32)
 
 
 def _project(setting: Setting, batch: _Batch, weights: np.ndarray, kept: np.ndarray):
-    """As `_coefficients`, in orthonormal atoms."""
+    """Coefficients (b, t, a), support (b, t, a) and residuals (b,) in orthonormal atoms."""
     if batch.atoms is None:
         group = as_group(setting.atoms, batch.sides)
         table = basis.analysed(setting.recipe, group, batch.rows, batch.size)
@@ -145,31 +179,37 @@ def _project(setting: Setting, batch: _Batch, weights: np.ndarray, kept: np.ndar
     support = np.ones(table.shape, bool)
     if isinstance(setting.keep, int):
         score = np.abs(table) * weights[:, :, None]
-        flat = score.reshape(len(score), -1)
-        order = np.argsort(-flat, axis=1, kind="stable")
-        support = np.zeros(flat.shape, bool)
-        np.put_along_axis(support, order, np.arange(flat.shape[1])[None] < kept[:, None], axis=1)
-        support = support.reshape(table.shape)
+        support = np.stack([select.largest(x, k) for x, k in zip(score, kept, strict=True)])
     return table, support, np.linalg.norm(rest, axis=(1, 2))
 
 
-def _solve(setting: Setting, batch: _Batch, weights: np.ndarray, kept: np.ndarray):
-    """As `_project` for any atoms: ridge least squares, then the search and a re-fit."""
-    from solar.codec import omp, select
-
-    sparse, ridge = isinstance(setting.keep, int), np.float32(setting.ridge)
-    fitted = select.fit(
-        batch.atoms, batch.rows, weights, kept.astype(np.int32), ridge,
-        sparse=sparse and setting.search == "top",
-    )  # fmt: skip
-    table, support, residuals = (np.asarray(x) for x in fitted)
-    if sparse and setting.search == "omp":
-        counts = kept.astype(np.int32)
-        picked = omp.pursue(batch.atoms, batch.rows, weights, counts, most=int(kept.max()))
-        support = _filled(np.asarray(picked), kept, [targets_of(setting, s) for s in batch.sides])
+def _solve(
+    setting: Setting, batch: _Batch, weights: np.ndarray, kept: np.ndarray,
+    picked: np.ndarray | None,
+):  # fmt: skip
+    """As `_project`, of one side in any atoms: ridge least squares, then the search and a re-fit.
+    picked: the support (a, t) that a pursuit has found already."""
+    atoms, rows, ridge = batch.atoms[0], batch.rows[0], setting.ridge
+    sparse = isinstance(setting.keep, int)
+    count = int(kept[0]) if sparse and picked is None else None
+    table, support, residual, gram = select.fit(atoms, rows, weights[0], count, ridge)
     if sparse:
-        table = _again(batch, support, ridge)
-    return table.swapaxes(1, 2), support.swapaxes(1, 2), residuals
+        support = support if picked is None else picked
+        table = select.refit(atoms, rows, support, ridge, gram)
+    return table.T[None], support.T[None], np.array([residual])
+
+
+def _picked(setting: Setting, batch: _Batch, factors: list[Factors]) -> list[np.ndarray | None]:
+    """Supports (a, t) of every side by orthogonal matching pursuit, None where none is wanted."""
+    if batch.orthonormal:
+        return [None]
+    if not isinstance(setting.keep, int) or setting.search != "omp":
+        return [None] * len(batch.sides)
+    from solar.codec import omp
+
+    weights, kept = _weights(setting, batch, factors), _kept(setting, batch)
+    picked = omp.pursue(batch.atoms, batch.rows, weights, kept, most=int(kept.max()))
+    return list(_filled(np.asarray(picked), kept, [targets_of(setting, s) for s in batch.sides]))
 
 
 def _filled(support: np.ndarray, kept: np.ndarray, targets: list[int]) -> np.ndarray:
@@ -183,29 +223,23 @@ def _filled(support: np.ndarray, kept: np.ndarray, targets: list[int]) -> np.nda
     return filled
 
 
-def _again(batch: _Batch, support: np.ndarray, ridge: np.float32) -> np.ndarray:
-    """Coefficients (b, a, t) fitted again on support (b, a, t)."""
-    from solar.codec import select
-
-    # Powers of two, so that few programs are compiled.
-    counts = np.maximum(support.sum(axis=1).max(axis=0), BUCKET)
-    most = (min(batch.size, 1 << (int(count) - 1).bit_length()) for count in counts)
-    return np.asarray(select.refit(batch.atoms, batch.rows, support, ridge, most=tuple(most)))
-
-
 def refit(
     setting: Setting, sides: list[Side], factors: list[Factors], frames: Frames,
     positions: Mapping[Side, np.ndarray],
 ) -> dict[Side, Coefficients]:  # fmt: skip
     """Coefficients fitted again on the given positions of every side, for atoms of any kind."""
-    found = {}
-    for batch in _each(setting, sides, factors, frames):
-        support = np.zeros((len(batch.sides), batch.rows.shape[1], batch.size), bool)
-        for i, side in enumerate(batch.sides):
-            target, atom = np.divmod(positions[side], batch.size)
-            support[i, target, atom] = True
-        table = _again(batch, support.swapaxes(1, 2), np.float32(setting.ridge)).swapaxes(1, 2)
-        for i, side in enumerate(batch.sides):
-            own = table[i, : targets_of(setting, side)].ravel()[positions[side]]
-            found[side] = Coefficients(positions[side], own)
+
+    def again(batch: _Batch, i: int) -> Coefficients:
+        side = batch.sides[i]
+        support = np.zeros((batch.size, batch.rows.shape[1]), bool)
+        target, atom = np.divmod(positions[side], batch.size)
+        support[atom, target] = True
+        table = select.refit(batch.atoms[i], batch.rows[i], support, setting.ridge)
+        return Coefficients(positions[side], table[atom, target])
+
+    found: dict[Side, Coefficients] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in _each(setting, sides, factors, frames):
+            own = pool.map(again, [batch] * len(batch.sides), range(len(batch.sides)))
+            found |= zip(batch.sides, own, strict=True)
     return found

@@ -8,6 +8,7 @@ import numpy as np
 
 from solar.codec.container import MAX_NAME, PacketError, plain
 from solar.codec.quantize import FLOATS, restore
+from solar.codec.reader import Reader
 from solar.errors import SolarError
 
 DTYPES = ("float16", "float32", "int8")  # the byte in the file is the index
@@ -56,16 +57,9 @@ def _rows(shape: tuple[int, ...]) -> int:
 def unpack_heads(data: bytes) -> dict[str, np.ndarray]:
     """Heads by name, float32. Raises PacketError where a length does not fit."""
     heads: dict[str, np.ndarray] = {}
-    at = 0
-
-    def take(count: int) -> bytes:
-        nonlocal at
-        if count > len(data) - at:
-            raise PacketError("packet is altered: a head is longer than its part of the file")
-        at += count
-        return data[at - count : at]
-
-    while at < len(data):
+    reader = Reader(data, "a head is longer than its part of the file")
+    take = reader.take
+    while reader.left:
         length, code, ndim = struct.unpack("<HBB", take(4))
         if length > MAX_NAME or code >= len(DTYPES) or ndim > 8:
             raise PacketError("packet is altered: a head has an unknown type or shape")

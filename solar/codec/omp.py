@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from solar.codec.select import HIGHEST
+HIGHEST = jax.lax.Precision.HIGHEST
 
 EXHAUSTED = 1e-6  # an atom whose part outside the span is below this share of it adds nothing
 

@@ -5,15 +5,16 @@ Decoding shares nothing with encoding but the file and the base weights.
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from solar.codec import baselines, container, solar
+from solar.codec import activation, baselines, container, solar
 from solar.codec.blas import one_thread
 from solar.codec.container import Decoded, Packet, PacketError, Watch, unwatched
+from solar.codec.frame_file import FramesFile
 from solar.codec.heads import unpack_heads
 from solar.files import write_whole
 
@@ -41,7 +42,7 @@ def write(path: str | os.PathLike, data: bytes) -> None:
 
 
 def _header(packet: Packet, total: int) -> dict[str, Any]:
-    own = solar.describe(packet) if packet.method == "solar" else baselines.describe(packet)
+    own = {"solar": solar, "activation": activation}.get(packet.method, baselines).describe(packet)
     return {
         "version": container.VERSION,
         "method": packet.method,
@@ -72,13 +73,15 @@ def decode(
     *,
     usual_names: Iterable[str] | None = None,
     cache: Path | None = None,
+    frames: Callable[[bytes], FramesFile | None] | None = None,
     watch: Watch = unwatched,
 ) -> Decoded:
     """Updates and heads of a packet.
 
     base: adapted weights (m, n) float32 by layer. usual_names: the layers a packet without names
-    speaks of, by default all of `base`. cache: folder for singular vectors; watch(iterable, length,
-    what) may show progress while they are computed. Layers sent as nothing come back with rank 0.
+    speaks of, by default all of `base`. cache: folder for singular vectors; frames: finds the
+    frames file of a hash, for packets of method activation; watch(iterable, length, what) may show
+    progress while the basis is computed. Layers sent as nothing come back with rank 0.
     Raises PacketError where anything is wrong with packet, base or basis.
     """
     packet = container.unpack(data)
@@ -86,6 +89,9 @@ def decode(
     known = container.resolve(packet, base, usual_names, watch)
     if packet.method == "solar":
         factors = solar.decode(packet, base, known, cache, watch)
+    elif packet.method == "activation":
+        found = frames(activation.frames_hash(packet)) if frames else None
+        factors = activation.decode(packet, known, found)
     else:
         factors = baselines.decode(packet, known)
     return Decoded(factors, unpack_heads(packet.heads), header)

@@ -20,6 +20,7 @@ from solar.codec import ecsq, guard, quantize, supports
 from solar.codec.coefficients import Coefficients, Side, atoms_of, kept_of, size_of, targets_of
 from solar.codec.container import PacketError
 from solar.codec.quantize import INTEGERS
+from solar.codec.reader import Reader
 from solar.codec.recipe import BUDGET, ENTROPY, Setting
 
 LENGTH = 4  # bytes of the length of the supports
@@ -135,14 +136,9 @@ def unpack(
 
     Raises PacketError.
     """
-    at = 0
-
-    def take(length: int) -> bytes:
-        nonlocal at
-        if length > len(data) - at:
-            raise PacketError("packet is altered: its payload is too short for its layer table")
-        at += length
-        return data[at - length : at]
+    short = "its payload is too short for its layer table"
+    reader = Reader(data, short)
+    take = reader.take
 
     def vectors(used: Mapping[Side, int]) -> dict[Side, np.ndarray] | None:
         if not setting.embed:
@@ -167,7 +163,7 @@ def unpack(
             densities[side] = np.frombuffer(take(targets_of(setting, side)), np.uint8)
     # Before any support is sized: a hostile table cannot ask for more than it sent.
     if quantize.size(setting.dtype, _fewest(setting, sides, densities)) > len(data):
-        raise PacketError("packet is altered: its payload is too short for its layer table")
+        raise PacketError(f"packet is altered: {short}")
     if setting.sparse:
         sizes, chances = _supports(setting, sides, densities)
         guard.check_positions(sizes, chances, len(data))
@@ -208,7 +204,7 @@ def unpack(
         if not np.isfinite(sent[side].values).all():
             raise PacketError("packet is altered: it holds non-finite coefficients")
     brought = vectors({s: len(atoms_of(found[s], size_of(setting, s))) for s in sides})
-    if at != len(data):
+    if reader.left:
         raise PacketError("packet is altered: its payload does not fit its layer table")
     return sent, brought
 

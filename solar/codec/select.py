@@ -10,122 +10,107 @@ bounds ||C||. Orthonormal atoms need no solve: C = P X^T.
 
 Of all a * t coefficients of a side the largest by |c| * weight are kept, weight being the norm of
 the component on the other side, because the error of dW scales with it; the kept ones are fitted
-again on their support. All sides of equal shape are one batch.
+again on their support.
+
+These are products and factors of BLAS and LAPACK, one side a call, and fit.py shares the sides
+among threads. With one jitted call over a batch a whole `compress` took 1.5 times as long, for XLA
+factorises one matrix after another on one thread, pads supports and multiplies both halves of a
+Gram matrix, and compiling it took ten times as long again: docs/lab-notes.md.
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-HIGHEST = jax.lax.Precision.HIGHEST
+TINY = np.finfo(np.float32).tiny
 
 
 class Fit(NamedTuple):
-    """coefficients (b, a, t) float32, zero off the support; support (b, a, t) bool; residual (b,):
-    ||X^T - P^T C||_F with every atom in use, before selection."""
+    """coefficients (a, t) float32, zero off the support; support (a, t) bool; residual:
+    ||X^T - P^T C||_F with every atom in use, before selection; gram (a, a) float32 of the atoms,
+    None where they outnumber the dimensions and it was not needed."""
 
-    coefficients: jax.Array
-    support: jax.Array
-    residual: jax.Array
+    coefficients: np.ndarray
+    support: np.ndarray
+    residual: float
+    gram: np.ndarray | None
 
 
-def _ridge(atoms, targets, ridge):
-    """C (a, t) for atoms (a, D) and targets (t, D); rows of zeros among the atoms get zeros.
+def _wide(atoms: np.ndarray) -> bool:
+    return atoms.shape[0] <= atoms.shape[1]
 
-    Of the two equal forms (P P^T + lam)^-1 P X^T = P (P^T P + lam)^-1 X^T the smaller matrix is
-    factorised, so that more atoms than dimensions leave it well conditioned.
+
+def _gram(atoms: np.ndarray) -> np.ndarray:
+    """P P^T or P^T P of atoms (a, D), the smaller one. Of the two equal forms
+
+        (P P^T + lam)^-1 P X^T = P (P^T P + lam)^-1 X^T
+
+    the smaller matrix is factorised, so that more atoms than dimensions leave it well conditioned.
     """
-    wide = atoms.shape[0] <= atoms.shape[1]
-    own = atoms if wide else atoms.T
-    gram = jnp.matmul(own, own.T, precision=HIGHEST)
-    # Eigenvalues in their own weighting: 1 for orthonormal atoms, a / D for many random ones.
-    scale = jnp.sum(gram * gram) / jnp.maximum(jnp.trace(gram), jnp.finfo(gram.dtype).tiny)
-    lam = jnp.maximum(ridge * scale, jnp.finfo(gram.dtype).tiny)
-    diagonal = jnp.arange(gram.shape[0])
-    lower = jax.lax.linalg.cholesky(
-        gram.at[diagonal, diagonal].add(lam), symmetrize_input=False
-    )  # fmt: skip
+    return atoms @ atoms.T if _wide(atoms) else atoms.T @ atoms
 
-    def ridged(rest):
+
+def _ridge(atoms: np.ndarray, targets: np.ndarray, ridge: float, gram: np.ndarray) -> np.ndarray:
+    """C (a, t) for atoms (a, D) and targets (t, D), gram as of `_gram`; rows of zeros among the
+    atoms get zeros. Not a number where the ridge is too small for Cholesky."""
+    from scipy.linalg.lapack import spotrf, spotrs
+
+    # Eigenvalues in their own weighting: 1 for orthonormal atoms, a / D for many random ones.
+    scale = np.vdot(gram, gram) / max(np.trace(gram), TINY)
+    shifted = gram.copy()
+    shifted.flat[:: len(gram) + 1] += max(np.float32(ridge) * scale, TINY)
+    lower, failed = spotrf(shifted.T, lower=1, clean=0, overwrite_a=1)
+    if failed:
+        return np.full((len(atoms), len(targets)), np.nan, np.float32)
+
+    def ridged(rest: np.ndarray) -> np.ndarray:
         """The ridge solution for rest (t, D)."""
-        if wide:
-            return _solved(lower, inner(atoms, rest))
-        return jnp.matmul(atoms, _solved(lower, rest.T), precision=HIGHEST)
+        if _wide(atoms):
+            return spotrs(lower, atoms @ rest.T, lower=1)[0]
+        return atoms @ spotrs(lower, rest.T, lower=1)[0]
 
     first = ridged(targets)
     # And the ridge solution for what it leaves of the targets.
-    return first + ridged(targets - jnp.matmul(first.T, atoms, precision=HIGHEST))
+    return first + ridged(targets - first.T @ atoms)
 
 
-def _solved(lower, right):
-    """x of lower lower^T x = right (a, t)."""
-    half = jax.lax.linalg.triangular_solve(lower, right, left_side=True, lower=True)
-    return jax.lax.linalg.triangular_solve(
-        lower, half, left_side=True, lower=True, transpose_a=True
-    )
+def largest(score: np.ndarray, count: int) -> np.ndarray:
+    """Support, of the shape of `score`, of its `count` largest entries; ties go to the lower flat
+    index."""
+    support = np.zeros(score.size, bool)
+    support[np.argsort(-score.ravel(), kind="stable")[:count]] = True
+    return support.reshape(score.shape)
 
 
-def _largest(score, count):
-    """Support (a, t) of the `count` largest entries; ties go to the lower flat index."""
-    flat = score.reshape(-1)
-    order = jnp.argsort(-flat, stable=True)
-    return (
-        jnp.zeros(flat.shape, bool)
-        .at[order]
-        .set(jnp.arange(flat.size) < count)
-        .reshape(score.shape)
-    )
+def fit(
+    atoms: np.ndarray, targets: np.ndarray, weights: np.ndarray, count: int | None, ridge: float
+) -> Fit:
+    """Coefficients of targets (t, D) in atoms (a, D), float32, before any re-fit.
 
-
-@partial(jax.jit, static_argnames=("sparse",))
-def fit(atoms, targets, weights, counts, ridge, *, sparse: bool) -> Fit:
-    """Coefficients of targets (b, t, D) in atoms (b, a, D), float32, before any re-fit.
-
-    weights (b, t) order the coefficients; counts (b,) int32 of them are kept where `sparse`.
+    weights (t,) order the coefficients, `count` of which are kept; None keeps all.
     """
-
-    def one(atoms, targets, weights, count):
-        full = _ridge(atoms, targets, ridge)
-        rest = targets - jnp.matmul(full.T, atoms, precision=HIGHEST)
-        residual = jnp.sqrt(jnp.sum(rest * rest))
-        if not sparse:
-            return Fit(full, jnp.ones(full.shape, bool), residual)
-        support = _largest(jnp.abs(full) * weights[None, :], count)
-        return Fit(full * support, support, residual)
-
-    # One side after another: the work memory is that of one Gram matrix.
-    return jax.lax.map(lambda x: one(*x), (atoms, targets, weights, counts))
+    gram = _gram(atoms)
+    full = _ridge(atoms, targets, ridge, gram)
+    residual = float(np.linalg.norm(targets - full.T @ atoms))
+    support = np.ones(full.shape, bool)
+    if count is not None:
+        support = largest(np.abs(full) * weights, count)
+    return Fit(full * support, support, residual, gram if _wide(atoms) else None)
 
 
-@partial(jax.jit, static_argnames=("most",))
-def refit(atoms, targets, support, ridge, *, most: tuple[int, ...]):
-    """Coefficients (b, a, t) fitted again on support (b, a, t), each target on its own atoms.
-
-    most: for every target, at least the number of atoms that it uses on any side. Targets that
-    differ in it are solved one after another: a Gram matrix costs the square of it.
-    """
-
-    def one(atoms, target, support, most):
-        chosen = jnp.argsort(~support, stable=True)[:most]
-        own = atoms[chosen] * support[chosen][:, None]
-        solved = _ridge(own, target[None, :], ridge)[:, 0]
-        return jnp.zeros(support.shape, atoms.dtype).at[chosen].set(solved)
-
-    def side(atoms, targets, support):
-        found = jnp.zeros(support.shape, atoms.dtype)
-        for count in sorted(set(most)):
-            which = np.flatnonzero(np.array(most) == count)
-            per_target = jax.vmap(partial(one, most=count), (None, 0, 1), 1)
-            found = found.at[:, which].set(per_target(atoms, targets[which], support[:, which]))
-        return found
-
-    return jax.lax.map(lambda x: side(*x), (atoms, targets, support))
-
-
-@jax.jit
-def inner(atoms, targets):
-    """Inner products (..., a, t) of atoms (..., a, D) and targets (..., t, D), float32."""
-    return jnp.einsum("...ad,...td->...at", atoms, targets, precision=HIGHEST)
+def refit(
+    atoms: np.ndarray, targets: np.ndarray, support: np.ndarray, ridge: float,
+    gram: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Coefficients (a, t) of targets (t, D) fitted again on support (a, t), each target on its own
+    atoms. gram: P P^T of atoms (a, D) where it is at hand."""
+    found = np.zeros(support.shape, np.float32)
+    for t, target in enumerate(targets):
+        chosen = np.flatnonzero(support[:, t])
+        if not len(chosen):
+            continue
+        own = atoms[chosen]
+        known = gram is not None and _wide(own)
+        small = gram[np.ix_(chosen, chosen)] if known else _gram(own)
+        found[chosen, t] = _ridge(own, target[None], ridge, small)[:, 0]
+    return found

@@ -29,7 +29,8 @@ class Job(NamedTuple):
 
 class Coded(NamedTuple):
     """A coding of all layers: the ranks that are sent, the payload, and what it decodes to; bits of
-    the payload by side, where entropy coding tells them apart."""
+    the payload by side, where entropy coding tells them apart; whether the payload was read as a
+    receiver reads it."""
 
     ranks: tuple[int, ...]
     sides: list[Side]
@@ -40,6 +41,7 @@ class Coded(NamedTuple):
     measured: dict[str, bound.LayerBound]
     left_out: list[str]
     bits: Mapping[Side, float] = MappingProxyType({})
+    read: bool = False
 
 
 def quantise(

@@ -20,6 +20,7 @@ from solar.codec.recipe import Recipe
 # Norms and residuals here are float32; relative to ||X||_F.
 SLACK = 1e-5
 STEPS = 24
+SHARP = 0.03  # where theory knows the largest eigenvalue of noise to this share it is the guess
 UNKNOWN = "none is known for this kind of atoms"
 
 
@@ -70,29 +71,28 @@ def expected_tail(norm: float, count: int, dim: int) -> float:
     return norm * float(np.sqrt(max(0.0, 1 - count / dim)))
 
 
-def _largest(gram: np.ndarray) -> np.ndarray:
-    """(b,) the largest eigenvalues of gram (b, a, a) from below: of Krylov spaces of STEPS steps
-    (Lanczos).
+def _largest(gram: np.ndarray) -> float:
+    """The largest eigenvalue of gram (a, a) from below: of a Krylov space of STEPS steps (Lanczos).
 
     Power iteration with as many products stops up to a tenth lower where the spectrum is crowded at
     its edge, as that of Gaussian noise is.
     """
-    b, a, _ = gram.shape
-    steps, tiny = min(STEPS, a), np.finfo(gram.dtype).tiny
-    v = np.ones((b, a), gram.dtype) + np.arange(a, dtype=gram.dtype) % 3
-    v /= np.linalg.norm(v, axis=1, keepdims=True)
-    before, beta = np.zeros_like(v), np.zeros((b, 1), gram.dtype)
-    reduced = np.zeros((b, steps, steps), gram.dtype)
+    a, tiny = len(gram), np.finfo(gram.dtype).tiny
+    steps = min(STEPS, a)
+    v = np.ones(a, gram.dtype) + np.arange(a, dtype=gram.dtype) % 3
+    v /= np.linalg.norm(v)
+    before, beta = np.zeros_like(v), gram.dtype.type(0)
+    reduced = np.zeros((steps, steps), gram.dtype)
     for i in range(steps):
-        w = np.matmul(gram, v[:, :, None])[:, :, 0] - beta * before
-        alpha = np.sum(w * v, axis=1, keepdims=True)
+        w = gram @ v - beta * before
+        alpha = w @ v
         w = w - alpha * v
-        beta = np.linalg.norm(w, axis=1, keepdims=True)
-        before, v = v, w / np.maximum(beta, tiny)
-        reduced[:, i, i] = alpha[:, 0]
+        beta = np.linalg.norm(w)
+        before, v = v, w / max(beta, tiny)
+        reduced[i, i] = alpha
         if i + 1 < steps:
-            reduced[:, i, i + 1] = reduced[:, i + 1, i] = beta[:, 0]
-    return np.linalg.eigvalsh(reduced)[:, -1]
+            reduced[i, i + 1] = reduced[i + 1, i] = beta
+    return float(np.linalg.eigvalsh(reduced)[-1])
 
 
 def _definite(matrix: np.ndarray) -> bool:
@@ -103,23 +103,40 @@ def _definite(matrix: np.ndarray) -> bool:
     return spotrf(matrix.T, lower=1, clean=0, overwrite_a=1)[1] == 0
 
 
-def spectral_upper(matrices: np.ndarray) -> np.ndarray:
-    """(b,) upper bounds of the spectral norms of (b, a, D) float32, about 2% loose.
+def _edge(energy: float, a: int, d: int) -> float | None:
+    """The largest eigenvalue of F F^T that one Gaussian F (a, d) in twenty exceeds, of the given
+    energy ||F||_F^2: mean and one unit of the Tracy-Widom law (Johnstone 2001). None where the unit
+    is more than SHARP of the mean."""
+    root = np.sqrt(a) + np.sqrt(d)
+    unit = root * (1 / np.sqrt(a) + 1 / np.sqrt(d)) ** (1 / 3)
+    return energy / (a * d) * (root**2 + unit) if unit <= SHARP * root**2 else None
+
+
+def spectral_upper(matrices: np.ndarray, *, noise: bool = False) -> np.ndarray:
+    """(b,) upper bounds of the spectral norms of (b, a, D) float32, 2 to 3% loose.
 
     tau bounds the largest eigenvalue of the Gram matrix if tau I - gram is positive definite, which
-    Cholesky decides for a guess of it. Where the guess was too low the largest absolute row sum is
-    taken, which always bounds.
+    Cholesky decides for a guess of it: what Gaussian `noise` of this energy has, else what Lanczos
+    finds. Where both were too low the largest absolute row sum is taken, which always bounds.
     """
     if matrices.shape[1] > matrices.shape[2]:  # the smaller Gram matrix has the same eigenvalues
         matrices = matrices.swapaxes(1, 2)
-    gram = np.matmul(matrices, matrices.swapaxes(1, 2))
-    guess = 1.04 * _largest(gram)
-    for i, tau in enumerate(guess):
-        shifted = -gram[i]
-        shifted.flat[:: len(shifted) + 1] += tau
-        if not _definite(shifted):
-            guess[i] = np.max(np.sum(np.abs(gram[i]), axis=1))
-    return np.sqrt(guess)
+    found = []
+    for matrix in matrices:
+        gram = matrix @ matrix.T
+
+        def bounds(tau: float, gram: np.ndarray = gram) -> bool:
+            shifted = -gram
+            shifted.flat[:: len(shifted) + 1] += np.float32(tau)
+            return _definite(shifted)
+
+        tau = _edge(np.trace(gram), *matrix.shape) if noise else None
+        if tau is None or not bounds(tau):
+            tau = 1.04 * _largest(gram)
+            if not bounds(tau):
+                tau = np.max(np.sum(np.abs(gram), axis=1))
+        found.append(tau)
+    return np.sqrt(np.array(found, np.float32))
 
 
 def tails(
@@ -161,9 +178,9 @@ def tails(
         plain, moved = plain * real, moved * real if norms is not None else None
     if norms is not None:
         # No norm is below this; where it reaches 1 there is nothing left to find out.
-        off = np.sqrt(np.einsum("bad,bad->b", moved, moved)) / np.sqrt(min(first, width * dim))
+        off = np.linalg.norm(moved, axis=(1, 2)) / np.sqrt(min(first, width * dim))
         if off.min() < 1:
-            off = spectral_upper(moved)
+            off = spectral_upper(moved, noise=True)
     limits = tail_bound(targets, plain, off)
     records = []
     for i, total in enumerate(totals):

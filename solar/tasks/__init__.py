@@ -1,11 +1,11 @@
 """Named tasks to arrays: `build` reads a task config, opens its source and makes the three splits.
 
 A config is a plain mapping, the node of one file in configs/task. Common keys: name, source,
-objective, columns (what the template calls a column: what the data calls it), splits (which of the
-source's splits each of ours comes from), train, validation, test (sizes; null for all that is
-left), shots_per_class and group (a column whose values each stay in one split). Text has template,
-template_without, max_tokens, then labels (objective label_token), or target or separator
-(next_token); images have image_size and labels.
+objective, columns (what the template calls a column: what the data calls it, or COLUMN.2 for an
+entry of a list), splits (which of the source's splits each of ours comes from), train, validation,
+test (sizes; null for all that is left), shots_per_class and group (a column whose values each stay
+in one split). Text has template, template_without, max_tokens, then labels (objective label_token),
+or target or separator (next_token); images have image_size and labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,12 +41,23 @@ class _Renamed(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
-        if missing := [column for column in self._columns.values() if column not in row]:
+        return {**row, **{ours: self._cell(row, theirs) for ours, theirs in self._columns.items()}}
+
+    def _cell(self, row: Mapping[str, Any], column: str) -> Any:
+        if column in row:
+            return row[column]
+        name, _, place = column.rpartition(".")
+        if place.isdigit() and isinstance(row.get(name), Sequence):
+            if int(place) < len(row[name]):
+                return row[name][int(place)]
             raise SolarError(
-                f"task {self._name}: no column '{missing[0]}' in the data, it has "
-                f"{', '.join(map(str, row))}: correct columns"
+                f"task {self._name}: a row's {name!r} has {len(row[name])} entries, columns asks "
+                f"for {column}: correct columns"
             )
-        return {**row, **{ours: row[theirs] for ours, theirs in self._columns.items()}}
+        raise SolarError(
+            f"task {self._name}: no column '{column}' in the data, it has "
+            f"{', '.join(map(str, row))}: correct columns"
+        )
 
 
 def build(

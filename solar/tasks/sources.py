@@ -23,6 +23,7 @@ from solar.errors import SolarError
 from solar.packages import RECORD, fetch, find_one
 from solar.tasks.hub import files, hub, image_folder
 from solar.tasks.package_index import package_synopses, package_topics, read_index
+from solar.tasks.stand_in import stand_in
 from solar.tasks.task import Source
 
 # WordNet's lexicographer files of nouns, numbered from 3 (manual page lexnames(5WN)).
@@ -182,6 +183,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "hub": hub,
     "files": files,
     "image_folder": image_folder,
+    "stand_in": stand_in,
 }
 
 

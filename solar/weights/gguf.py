@@ -9,6 +9,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 
 import mmap
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,23 @@ SCALARS = {
     11: "<i8", 12: "<f8",
 }  # fmt: skip
 TEXT, ARRAY = 8, 9
+
+
+class Texts(Sequence):
+    """Texts of the mapped file, decoded when asked for: only tokenizers ask for most of them.
+
+    starts: where each begins and, last, where another one would; 8 bytes before are its length.
+    """
+
+    def __init__(self, data: mmap.mmap, starts: list[int]):
+        self._data, self._starts = data, starts
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, i: int) -> str:
+        i = range(len(self))[i]
+        return self._data[self._starts[i] : self._starts[i + 1] - 8].decode()
 
 
 class Tensor(NamedTuple):
@@ -90,23 +108,23 @@ def walk(data: mmap.mmap) -> Header:
         place += struct.calcsize(form)
         return value
 
-    def texts(count: int) -> list[str]:
+    def texts(count: int) -> Texts:
         nonlocal place
-        at, end, length, found = place, len(data), struct.Struct("<Q").unpack_from, []
+        at, end, length, starts = place, len(data), struct.Struct("<Q").unpack_from, [place + 8]
+        if count > (end - place) // 8:
+            raise ValueError(f"{count} texts run past the end")
         for _ in range(count):  # a tokenizer has a hundred thousand
-            (size,) = length(data, at)
-            at += 8
-            if size > end - at:
-                raise ValueError(f"a text of {size} bytes runs past the end")
-            found.append(data[at : at + size].decode())
-            at += size
+            at += 8 + length(data, at)[0]
+            starts.append(at + 8)
+        if at > end:
+            raise ValueError("a text runs past the end")
         place = at
-        return found
+        return Texts(data, starts)
 
     def text() -> str:
         return texts(1)[0]
 
-    def values(kind: int, count: int) -> list:
+    def values(kind: int, count: int) -> Sequence:
         nonlocal place
         if kind == TEXT:
             return texts(count)
@@ -183,10 +201,10 @@ def read_config(header: Header) -> dict:
     }
 
 
-def halves(weight: np.ndarray, heads: int) -> np.ndarray:
+def halves(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head from llama.cpp's interleaved rotary order back to two halves."""
-    pairs = weight.reshape(heads, len(weight) // heads // 2, 2, *weight.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
+    pairs = rows.reshape(heads, len(rows) // heads // 2, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def read_tensor(header: Header, tensor: Tensor, heads: int | None) -> np.ndarray:
@@ -198,11 +216,13 @@ def read_tensor(header: Header, tensor: Tensor, heads: int | None) -> np.ndarray
 
     packed = np.frombuffer(header.data, np.uint8, tensor.n_bytes, tensor.data_offset)
     packed = packed.reshape(*tensor.shape[:-1], -1)
+    if heads is not None:
+        packed = halves(packed, heads)  # no block reaches over the end of a row
     try:
-        weight = dequantize(packed, tensor.kind).astype(np.float32)
+        weight = dequantize(packed, tensor.kind)
     except NotImplementedError as error:
         raise SolarError(f"{tensor.name}: {error}; use a GGUF of another quantisation") from error
-    return weight if heads is None else halves(weight, heads)
+    return np.require(weight, np.float32, "W")  # float32 comes as a view of the file
 
 
 def table(header: Header) -> dict[str, Stored]:

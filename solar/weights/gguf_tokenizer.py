@@ -20,9 +20,14 @@ def read_tokenizer(header: Header) -> PreTrainedTokenizerFast:
             f"the GGUF's tokenizer ({kind}, {before}) is not read; "
             "use the model's Hugging Face directory"
         )
-    tokens = header.fields.get("tokenizer.ggml.tokens")
+    try:
+        tokens = list(header.fields.get("tokenizer.ggml.tokens"))
+        merges = [tuple(m.split(" ", 1)) for m in header.fields.get("tokenizer.ggml.merges")]
+    except UnicodeDecodeError as error:
+        raise SolarError(
+            f"the GGUF's tokenizer holds a broken text ({error}); delete and fetch it again"
+        ) from error
     types = header.fields.get("tokenizer.ggml.token_type")
-    merges = [tuple(m.split(" ", 1)) for m in header.fields.get("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if before == "smollm":

@@ -22,7 +22,7 @@ from solar.tasks.sources import open_source
 
 VOCABULARY = 512
 CONFIGS: dict[str, Config] = {
-    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=4),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_positions=512, n_embd=32, n_layer=2, n_head=4),
     "llama": LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -31,7 +31,7 @@ CONFIGS: dict[str, Config] = {
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=128,
+        max_position_embeddings=512,
         tie_word_embeddings=True,
     ),
     "vit": ViTConfig(

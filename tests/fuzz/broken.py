@@ -87,7 +87,7 @@ def cases() -> dict[str, tuple[bytes, str]]:
         "bit": (bytes(flipped), "its checksum does not match"),
         "newer": (_set(plain, "version", 2), "format version 2, this program reads 1"),
         "older": (_set(plain, "version", 0), "no format version 0"),
-        "method": (_set(plain, "method", 3), "uses method 3, unknown"),
+        "method": (_set(plain, "method", 200), "uses method 200, unknown"),
         "flags": (_set(plain, "flags", 8), "flags 8, unknown"),
         "flags-none": (_set(plain, "flags", 0), "flags 0, unknown"),
         "flags-embedded-baseline": (_set(bits, "flags", 6), "flags 6, unknown"),

@@ -1,0 +1,267 @@
+"""Activation: factors coded in the frame in which the base's own activations live.
+
+Both ends hold the same frames file of the base (frame_file.py); the packet names it by its hash. An
+update is seen in the metric of each layer's input (metric.py), its canonical factors there are
+quantised with the variances that the spectrum promises (profiled.py), and taken back. A direction
+that the activations hardly use costs hardly anything to leave out.
+
+Parameters in the packet (26 bytes): hash of the frames (16), offset of the checksum (2), the
+checksum (8) of what the packet decodes to. The payload is profiled.py's.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from solar.codec import bound, checksum, container, frame_file, guard, metric, profiled
+from solar.codec.blas import one_thread
+from solar.codec.coefficients import coded_sides
+from solar.codec.container import Base, Encoded, Packet, PacketError, Watch, unwatched
+from solar.codec.factors import Factors
+from solar.codec.frame_file import OCTAVE, FramesFile
+from solar.codec.heads import pack_heads
+from solar.codec.profiled import Dials, Lines
+from solar.errors import SolarError
+
+FIXED = struct.Struct(f"<{frame_file.HASH}sH")  # the checksum follows
+SLOPES = range(8, 31, 2)  # of the profile, in 16ths; what the sender chooses from
+FIRST = 16  # where it begins: factors that lie no way in particular in the space of the weights
+MAX_POWER = 2**12  # quarters of an octave, either way
+
+
+def _profiles(known: Base, ranks: tuple[int, ...], frames: FramesFile, slope: int) -> list:
+    """Profiles (m + n,) of every layer that is sent, None of the others."""
+    shared: dict[int, np.ndarray] = {}
+    found = []
+    for name, (outputs, inputs), rank in zip(known.names, known.shapes, ranks, strict=True):
+        if rank == 0:
+            found.append(None)
+            continue
+        index = frames.layers[name]
+        if index not in shared:
+            frame = frame_file.frame_of(frames, name, inputs)
+            shared[index] = frame_file.profile(frame, slope)
+        flat = np.full(outputs, -round(OCTAVE * float(np.log2(outputs))))
+        found.append(np.concatenate([flat, shared[index]]))
+    return found
+
+
+def _reflections(known: Base, ranks: tuple[int, ...], frames: FramesFile) -> dict:
+    """Reflections by the index of the frame, of the layers that are sent."""
+    used = {}
+    for name, shape, rank in zip(known.names, known.shapes, ranks, strict=True):
+        if rank and frames.layers[name] not in used:
+            frame = frame_file.frame_of(frames, name, shape[1])
+            used[frames.layers[name]] = metric.reflections(frame)
+    return used
+
+
+def _lines(
+    known: Base, ranks: tuple[int, ...], frames: FramesFile, slope: int, energies: np.ndarray,
+    values: np.ndarray | None = None,
+) -> Lines:  # fmt: skip
+    counts = np.array(ranks, np.int64)
+    profiles = _profiles(known, ranks, frames, slope)
+    whole = [np.tile(p, rank) for p, rank in zip(profiles, ranks, strict=True) if rank]
+    return Lines(
+        energies,
+        np.repeat(np.cumsum(counts) - counts, counts),
+        np.repeat(np.array(known.shapes, np.int64).reshape(-1, 2), counts, axis=0),
+        np.concatenate(whole) if whole else np.zeros(0, np.int64),
+        values,
+    )
+
+
+@one_thread
+def encode(
+    factors: Mapping[str, Factors],
+    base: Mapping[str, np.ndarray],
+    frames: FramesFile,
+    *,
+    budget_bytes: int,
+    relative: float = 1.0,
+    heads: Mapping[str, np.ndarray] | None = None,
+    head_dtype: str = "float16",
+    usual_names: Iterable[str] | None = None,
+    watch: Watch = unwatched,
+) -> Encoded:
+    """A `.solar` file of at most `budget_bytes` with what it decodes to and its record.
+
+    factors, base, heads, usual_names and watch as in encode.py. relative: from 0, where errors of
+    the layers' outputs count as they are, to 1, where each counts relative to the layer's own
+    change of its output. How fast the energy of a factor falls with the eigenvalues is found by
+    trial. Raises SolarError where the frames do not fit the base.
+    """
+    known = container.identify(base, factors, watch)
+    frame_file.check(frames, known.names, known.digests)
+    ordered = container.in_order(known, factors)
+    names, packed = container.listed(known, usual_names), pack_heads(heads, head_dtype)
+    overhead = container.overhead(names, FIXED.size + checksum.LENGTH)
+    ranks = tuple(f.left.shape[1] for f in ordered)
+    turns = _reflections(known, ranks, frames)
+    seen = [
+        metric.seen(f, turns[frames.layers[name]]) if rank else None
+        for name, f, rank in zip(known.names, ordered, ranks, strict=True)
+    ]
+    sizes = np.concatenate([s.sizes for s in seen if s] or [np.zeros(0)])
+    logs = OCTAVE * np.log2(np.maximum(sizes, 1e-300))
+    power = int(np.ceil(logs.max())) - profiled.ENERGIES + 1 if len(logs) else 0
+    energies = np.clip(np.round(logs - power), 0, profiled.ENERGIES - 1).astype(np.int64)
+    values = [np.concatenate([s.left.T, s.right.T], axis=1).ravel() for s in seen if s]
+    whole = np.concatenate(values) if values else np.zeros(0)
+    own = _lines(known, ranks, frames, FIRST, energies, whole)
+    layer = np.repeat(np.arange(len(ranks)), ranks)
+
+    def ranks_of(sent: np.ndarray) -> tuple[int, ...]:
+        return tuple(np.bincount(layer[sent], minlength=len(ranks)).tolist())
+
+    def size(sent: np.ndarray, bits: float) -> int:
+        body = profiled.length(int(sent.sum()), bits)
+        return overhead(ranks_of(sent)) + len(packed) + body
+
+    least = size(np.zeros(len(sizes), bool), 0.0)
+    if budget_bytes < least:
+        raise SolarError(
+            f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
+            f"nothing has {least}, {len(packed)} of them for trained heads; give more"
+        )
+    dials = Dials(power, 0, 0, round(255 * relative), FIRST)
+    dials, sent = profiled.fill(own, dials, size, budget_bytes)
+
+    def cost(slope: int) -> float:
+        part = profiled.only(_lines(known, ranks, frames, slope, energies, whole), sent)
+        return profiled.cost(part, dials)
+
+    slope = min(SLOPES, key=cost) if sent.any() else FIRST
+    if slope != FIRST:
+        own = _lines(known, ranks, frames, slope, energies, whole)
+        dials = dials._replace(slope=slope)
+        dials, sent = profiled.fill(own, dials, size, budget_bytes)
+    part, kept = profiled.only(own, sent), ranks_of(sent)
+    while len(body := profiled.pack(part, dials)) > budget_bytes - overhead(kept) - len(packed):
+        dials = profiled.coarser(part, dials)  # the coder may need a word more than the chances say
+    # The sender reads its own file, so what is measured is what arrives.
+    decoded, numbers = _rebuild(known, kept, frames, body)
+    fixed = FIXED.pack(frames.hash, checksum.choose_offset(numbers))
+    mark = checksum.checksum(numbers, FIXED.unpack(fixed)[1], _bound_to(fixed, body))
+    packet = Packet("activation", fixed + mark, known.hash, names, kept, body, packed)
+    data = container.pack(packet)
+    original = {
+        name: ordered[i] if seen[i] is None else _as_seen(seen[i], turns[frames.layers[name]])
+        for i, name in enumerate(known.names)
+    }
+    measured = bound.check(original, decoded)
+    errors = _errors(seen, decoded, known, frames, turns)
+    report = {"method": "activation", "setting": describe(packet), "left_out": []}
+    report |= bound.summary(measured) | {"bytes": container.byte_counts(packet, len(data))}
+    return Encoded(data, decoded, report | errors)
+
+
+def _as_seen(own: metric.Seen, turn: metric.Reflections) -> Factors:
+    """The same update in the gauge in which it was coded."""
+    right = metric.out_of(turn, own.right)
+    return Factors(own.left.astype(np.float32), right.astype(np.float32))
+
+
+def _errors(seen, decoded, known, frames, turns) -> dict[str, float]:
+    """`output_error`: mean over layers of the error of a layer's output relative to the adapter's
+    change of it, as the frames measure it, squared and rooted."""
+    shares = []
+    for own, name in zip(seen, known.names, strict=True):
+        if own is None or not own.sizes.any():
+            continue
+        left, right = decoded[name]
+        right = metric.into(turns[frames.layers[name]], right) if right.shape[1] else right
+        core = np.linalg.qr(np.concatenate([own.left, left], axis=1), mode="r")
+        other = np.linalg.qr(np.concatenate([own.right, -right], axis=1), mode="r")
+        shares.append(np.sum((core @ other.T) ** 2) / np.sum(own.sizes**2))
+    return {"output_error": float(np.sqrt(np.mean(shares)))} if shares else {"output_error": 0.0}
+
+
+def _bound_to(fixed: bytes, body: bytes) -> bytes:
+    return fixed + hashlib.sha256(body).digest()
+
+
+def _rebuild(
+    known: Base, ranks: tuple[int, ...], frames: FramesFile, body: bytes
+) -> tuple[dict[str, Factors], np.ndarray]:
+    """The decoded update and the numbers of its checksum. Raises PacketError."""
+    sides = coded_sides(known.shapes, ranks)
+    guard.check_entries(sides, len(body))
+    dials, energies = profiled.read_head(body, sum(ranks))
+    if abs(dials.power) > MAX_POWER:
+        raise PacketError(f"packet is altered: its power, {dials.power}, is out of range")
+    own = _lines(known, ranks, frames, dials.slope, energies)
+    values = profiled.unpack(own, dials, body)
+    turns = _reflections(known, ranks, frames)
+    found: dict[tuple[int, int], np.ndarray] = {}
+    at = 0
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        for i, ((m, n), rank) in enumerate(zip(known.shapes, ranks, strict=True)):
+            if not rank:
+                continue
+            table = values[at : at + rank * (m + n)].reshape(rank, m + n)
+            at += rank * (m + n)
+            right = metric.out_of(turns[frames.layers[known.names[i]]], table[:, m:].T)
+            found[i, 0] = np.ascontiguousarray(table[:, :m].T, np.float32)
+            found[i, 1] = np.ascontiguousarray(right, np.float32)
+    if not all(np.isfinite(x).all() for x in found.values()):
+        raise PacketError("packet is altered: it holds non-finite coefficients")
+    sketches, norms = [], []
+    for key in sorted(found):
+        rows = found[key].T[None]
+        sent = checksum.energy(rows)
+        sketches.append(checksum.sketch(rows, sent)[0])
+        norms.append(float(np.sqrt(sent[0])))
+    whole = checksum.whole(sketches, np.array(norms))
+    numbers = np.concatenate([x.ravel() for x in sketches] + [whole])
+    return container.assemble(known, found), numbers
+
+
+def decode(packet: Packet, known: Base, frames: FramesFile | None) -> dict[str, Factors]:
+    """Factors of an unpacked packet for a resolved base; layers sent as nothing have rank 0.
+
+    Raises PacketError, also where `frames` are not those that the packet names.
+    """
+    wanted, offset, mark = _parameters(packet)
+    if frames is None or frames.hash != wanted:
+        raise PacketError(
+            f"packet needs the frames {wanted.hex()} of this base: give the sender's frames file, "
+            "or make it with solar frames"
+        )
+    try:
+        frame_file.check(frames, known.names, known.digests)
+        decoded, numbers = _rebuild(known, packet.ranks, frames, packet.payload)
+    except PacketError:
+        raise
+    except SolarError as error:
+        raise PacketError(f"packet does not fit this base: {error}") from None
+    own = _bound_to(packet.parameters[: FIXED.size], packet.payload)
+    if not checksum.fits(mark, numbers, offset, own):
+        raise PacketError(
+            "basis mismatch: what this packet decodes to here differs from the sender's"
+        )
+    return decoded
+
+
+def frames_hash(packet: Packet) -> bytes:
+    """The hash of the frames that the packet needs. Raises PacketError."""
+    return _parameters(packet)[0]
+
+
+def _parameters(packet: Packet) -> tuple[bytes, int, bytes]:
+    fixed, mark = packet.parameters[: FIXED.size], packet.parameters[FIXED.size :]
+    if len(fixed) != FIXED.size or len(mark) != checksum.LENGTH:
+        raise PacketError("packet is altered: its parameters have the wrong length")
+    return *FIXED.unpack(fixed), mark
+
+
+def describe(packet: Packet) -> dict[str, Any]:
+    """Header fields of this method, for `inspect`."""
+    wanted, _, mark = _parameters(packet)
+    dials, _ = profiled.read_head(packet.payload, sum(packet.ranks))
+    return {"kind": "activation", "frames": wanted.hex(), "relative": dials.relative / 255,
+            "slope": dials.slope / 16, "basis_checksum": mark.hex()}  # fmt: skip

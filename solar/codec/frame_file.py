@@ -1,0 +1,160 @@
+"""Frames file: the directions in which a base's own activations live, one set per input.
+
+Layers that read the same input (q, k and v; gate and up) share a frame. A frame of an input of
+width n stands for its second moment A = E[x x^T]: k leading eigenvectors as int8 rows, each up to a
+scale that does not matter, and the eigenvalues in quarters of an octave; whatever is not among the
+k directions has one mean eigenvalue. Both ends compute with exactly these integers, so a frames
+file is named by a hash of them and not by what they were measured on.
+
+The file is safetensors: `rows.I` int8 (k, n), `powers.I` int16 (k + 1,), `layers` a JSON table of
+layer names, indices and weight digests as bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from solar.errors import SolarError
+from solar.files import write_whole
+
+HASH = 16  # bytes of the hash that a packet names
+OCTAVE = 4  # powers count quarters of an octave
+MOST_POWER = 400  # quarters of an octave, either way
+
+
+class Frame(NamedTuple):
+    """rows (k, n) int8: leading eigenvectors, not normalised; powers (k + 1,) int16: log2 of the
+    eigenvalues in quarters, the last for everything outside the rows."""
+
+    rows: np.ndarray
+    powers: np.ndarray
+
+
+class FramesFile(NamedTuple):
+    """frames: one per input; layers: the frame of every layer; digests: SHA-256 (32 bytes) of every
+    layer's weight as container.py takes it; about: what the moments were measured on."""
+
+    frames: tuple[Frame, ...]
+    layers: dict[str, int]
+    digests: dict[str, bytes]
+    about: dict[str, Any]
+
+    @property
+    def hash(self) -> bytes:
+        """HASH bytes that name the content: integers, layers and digests."""
+        whole = hashlib.sha256(_table(self, about=False))
+        for frame in self.frames:
+            whole.update(np.array(frame.rows.shape, "<u8").tobytes())
+            whole.update(frame.rows.tobytes() + frame.powers.astype("<i2").tobytes())
+        return whole.digest()[:HASH]
+
+
+def quantised(moment: np.ndarray, count: int) -> Frame:
+    """The frame of a second moment (n, n) float64 with at most `count` rows.
+
+    The moment is rounded before its eigenvectors are taken, so that two machines whose sums differ
+    in the last digits get the same integers.
+    """
+    width = len(moment)
+    count = min(count, width - 1)
+    mean = float(np.trace(moment)) / width
+    if not (np.isfinite(moment).all() and mean > 0):
+        raise SolarError("the base's activations are not finite, or all zero: frames need others")
+    step = mean * 2.0**-14
+    values, vectors = np.linalg.eigh(np.round((moment + moment.T) / (2 * step)))
+    values = np.maximum(values[::-1] * step, mean * 1e-6)
+    rows = vectors[:, ::-1][:, :count].T
+    rows = np.round(rows * (127 / np.abs(rows).max(axis=1, keepdims=True)))
+    # The sign is free; the first largest entry is positive.
+    first = np.argmax(np.abs(rows), axis=1)
+    rows *= np.sign(rows[np.arange(count), first])[:, None]
+    kept = np.append(values[:count], values[count:].mean())
+    powers = np.round(OCTAVE * np.log2(kept)).astype(np.int16)
+    return Frame(np.ascontiguousarray(rows, np.int8), powers)
+
+
+def _table(own: FramesFile, about: bool = True) -> bytes:
+    layers = {k: [own.layers[k], own.digests[k].hex()] for k in sorted(own.layers)}
+    known = {"layers": layers} | ({"about": own.about} if about else {})
+    return json.dumps(known, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write(path: str | os.PathLike, own: FramesFile) -> Path:
+    """Writes a frames file whole or not at all."""
+    from safetensors.numpy import save
+
+    tensors = {"layers": np.frombuffer(_table(own), np.uint8)}
+    for i, frame in enumerate(own.frames):
+        tensors |= {f"rows.{i}": frame.rows, f"powers.{i}": frame.powers}
+    return write_whole(Path(path), save(tensors))
+
+
+def read(path: str | os.PathLike) -> FramesFile:
+    """A frames file. Raises SolarError where there is none, or it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(Path(path).read_bytes())
+        known = json.loads(tensors.pop("layers").tobytes())
+        layers = {str(k): int(v[0]) for k, v in known["layers"].items()}
+        digests = {str(k): bytes.fromhex(v[1]) for k, v in known["layers"].items()}
+        count = len(tensors) // 2
+        frames = tuple(Frame(tensors[f"rows.{i}"], tensors[f"powers.{i}"]) for i in range(count))
+    except OSError as error:
+        raise SolarError(f"cannot read frames {path}: {error.strerror}") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError):
+        raise SolarError(f"{path} is not a frames file; make one with solar frames") from None
+    if not all(map(_sound, frames)) or not all(0 <= i < count for i in layers.values()):
+        raise SolarError(f"frames {path} are damaged; make them again with solar frames")
+    return FramesFile(frames, layers, digests, known.get("about", {}))
+
+
+def _sound(frame: Frame) -> bool:
+    rows, powers = frame
+    return (
+        rows.ndim == 2
+        and (rows.dtype, powers.dtype) == (np.int8, np.int16)
+        and rows.shape[0] < rows.shape[1]
+        and powers.shape == (rows.shape[0] + 1,)
+        and bool(np.abs(rows).max(axis=1, initial=0).all())
+        and bool((np.abs(powers) <= MOST_POWER).all())
+    )
+
+
+def check(own: FramesFile, names: tuple[str, ...], digests: tuple[bytes, ...]) -> None:
+    """Raises SolarError where the frames lack a layer or were made of other weights."""
+    for name, digest in zip(names, digests, strict=True):
+        if name not in own.layers:
+            raise SolarError(f"the frames have no layer {name}; make them of this base")
+        if own.digests[name] != digest:
+            raise SolarError(f"the frames are of another base: {name} has other weights there")
+
+
+def frame_of(own: FramesFile, name: str, width: int) -> Frame:
+    """The frame of a layer whose input has `width` entries. Raises SolarError where it has not."""
+    frame = own.frames[own.layers[name]]
+    if frame.rows.shape[1] != width:
+        raise SolarError(f"the frame of {name} is {frame.rows.shape[1]} wide, its input {width}")
+    return frame
+
+
+def profile(frame: Frame, slope: int) -> np.ndarray:
+    """(n,) int: log2 in quarters of the share of a factor's energy that each direction of the frame
+    is expected to hold, where it goes with the eigenvalue to the power of slope / 16."""
+    width = frame.rows.shape[1]
+    powers = np.append(
+        frame.powers[:-1], np.full(width - len(frame.rows), frame.powers[-1])
+    ).astype(np.int64)
+    raised = (2 * powers * slope + 16) // 32  # rounded in integers
+    top = int(raised.max())
+    total = float(np.sum(2.0 ** ((raised - top) / OCTAVE)))
+    return raised - top - round(OCTAVE * float(np.log2(total)))
+
+
+Frames = Mapping[str, Frame]

@@ -1,0 +1,72 @@
+"""Metric: factors seen as the base's activations see them, and back.
+
+A layer with input x answers an error E of its update with E x, whose mean square is
+||E A^{1/2}||_F^2, A = E[x x^T]. In the frame Q of A (frame_file.py) this is an ordinary norm of
+R~ = D^{1/2} Q^T R, D the eigenvalues: what is coded are the factors that are canonical for
+dW A^{1/2} = L R~^T.
+
+Q is the orthogonal factor of the QR of the frame's integer rows by Householder reflections, all n
+columns of it: the first k span the rows, the rest is a fixed completion. It depends on the integers
+smoothly, so every LAPACK gives the same to rounding, and it is never formed.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from solar.codec.factors import Factors, leading_sign
+from solar.codec.frame_file import OCTAVE, Frame
+
+
+class Reflections(NamedTuple):
+    """Q as LAPACK stores it, and scale (n,) float64: square roots of the eigenvalues."""
+
+    vectors: np.ndarray
+    factors: np.ndarray
+    scale: np.ndarray
+
+
+def reflections(frame: Frame) -> Reflections:
+    from scipy.linalg.lapack import dgeqrf
+
+    count, width = frame.rows.shape
+    vectors, factors, _, _ = dgeqrf(frame.rows.T.astype(np.float64))
+    powers = np.append(frame.powers[:-1], np.full(width - count, frame.powers[-1]))
+    return Reflections(vectors, factors, 2.0 ** (powers / (2.0 * OCTAVE)))
+
+
+def _turn(own: Reflections, columns: np.ndarray, transposed: str) -> np.ndarray:
+    from scipy.linalg.lapack import dormqr
+
+    room = max(1, 64 * columns.shape[1])
+    return dormqr("L", transposed, own.vectors, own.factors, columns.astype(np.float64), room)[0]
+
+
+def into(own: Reflections, columns: np.ndarray) -> np.ndarray:
+    """(n, r) float64 D^{1/2} Q^T R of columns R (n, r)."""
+    return own.scale[:, None] * _turn(own, columns, "T")
+
+
+def out_of(own: Reflections, columns: np.ndarray) -> np.ndarray:
+    """(n, r) float64 R of columns D^{1/2} Q^T R."""
+    return _turn(own, columns / own.scale[:, None], "N")
+
+
+class Seen(NamedTuple):
+    """The canonical factors of dW A^{1/2}: left (m, r), right (n, r) float64, columns of energies
+    sizes (r,), falling, alike on both sides."""
+
+    left: np.ndarray
+    right: np.ndarray
+    sizes: np.ndarray
+
+
+def seen(factors: Factors, own: Reflections) -> Seen:
+    """A layer's update in the metric. The sign of a component is canonical.py's: the largest entry
+    of the left column is positive."""
+    q_left, r_left = np.linalg.qr(factors.left.astype(np.float64))
+    q_right, r_right = np.linalg.qr(into(own, factors.right))
+    p, sizes, qt = np.linalg.svd(r_left @ r_right.T)
+    rows = (q_left @ p).T
+    sign = leading_sign(rows) * np.sqrt(sizes)[:, None]
+    return Seen((rows * sign).T, ((qt @ q_right.T) * sign).T, sizes)

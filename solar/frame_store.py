@@ -1,0 +1,89 @@
+"""Frames of bases on this machine: made once, kept in the cache, found again by base or by hash."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from solar import packages
+from solar.codec import container, frame_file
+from solar.codec.container import Watch, unwatched
+from solar.codec.frame_file import FramesFile
+from solar.errors import SolarError
+
+
+def _folder() -> Path:
+    return packages.cache_dir() / "frames"
+
+
+def _mark(weights: Mapping[str, np.ndarray]) -> str:
+    """A name for a base from the names of its projections and one of its weights."""
+    # A classifier is there or not, depending on who opened the base.
+    names = sorted(name for name in weights if any(map(str.isdigit, name.split("."))))
+    digest = hashlib.sha256("\n".join(names).encode())
+    return digest.hexdigest()[:8] + container.identify(weights, names[:1]).hash.hex()[:16]
+
+
+def keep(own: FramesFile, weights: Mapping[str, np.ndarray]) -> Path:
+    """Puts frames of the base with these projections into the cache."""
+    return frame_file.write(_folder() / f"{_mark(weights)}-{own.hash.hex()}.frames", own)
+
+
+def known(weights: Mapping[str, np.ndarray]) -> FramesFile | None:
+    """The newest frames in the cache of the base with these projections."""
+    found = _folder().glob(f"{_mark(weights)}-*.frames")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return None if newest is None else frame_file.read(newest)
+
+
+def by_hash(wanted: bytes) -> FramesFile | None:
+    """The frames in the cache that a packet names."""
+    found = next(_folder().glob(f"*-{wanted.hex()}.frames"), None)
+    return None if found is None else frame_file.read(found)
+
+
+def made(spec: str, watch: Watch = unwatched) -> FramesFile:
+    """The frames of a base, measured now (some minutes for a model of 135M) and put in the cache.
+
+    Raises SolarError where the base cannot be run here: an unknown architecture, no tokenizer.
+    """
+    from solar.evaluate import Weights
+    from solar.moments import frames_of, image_size
+    from solar.weights.base import load
+
+    base = load(spec)
+    if base.family == "vit" and image_size(base.config) != base.config.image_size:
+        base = load(spec, image_size=image_size(base.config))
+    own = frames_of(base, watch=watch)
+    keep(own, Weights(base))
+    return own
+
+
+def finder(given: str | os.PathLike | None):
+    """A function from a hash to frames or None: those in the file `given` first, then the cache's.
+    Raises SolarError where `given` cannot be read."""
+    own = None if given is None else frame_file.read(given)
+    return lambda wanted: own if own is not None and own.hash == wanted else by_hash(wanted)
+
+
+def for_base(
+    given: str | os.PathLike | None,
+    spec: str,
+    weights: Mapping[str, np.ndarray],
+    watch: Watch = unwatched,
+) -> FramesFile:
+    """The frames to code with: those in the file `given`, those in the cache, or new ones."""
+    if given is not None:
+        return frame_file.read(given)
+    found = known(weights)
+    if found is None:
+        try:
+            found = made(spec, watch)
+        except SolarError as error:
+            raise SolarError(
+                f"{spec} has no frames here and none can be made ({error}); give --frames FILE or "
+                "--preset weights"
+            ) from None
+    return found

@@ -1,0 +1,151 @@
+"""Moments: the second moments of what a base feeds to its own projections, as a frames file.
+
+No data is needed. A language model is run on text that it writes itself from a seed, each passage
+begun with a token drawn at random; an image model on scikit-learn's digits. Everything is computed
+in float64 and rounded to integers only then (codec/frame_file.py), so that another machine gets the
+same file.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solar.codec import container, frame_file
+from solar.codec.container import Watch, unwatched
+from solar.codec.frame_file import FramesFile
+from solar.errors import SolarError
+from solar.evaluate import Weights
+from solar.generate import generate
+from solar.models.structure import assemble, find, structure
+from solar.weights.base import Base
+
+ROWS = 64  # directions in a frame
+PASSAGES, TOKENS = 256, 32  # that a language model writes
+TOGETHER = 64  # passages or images in one batch
+IMAGES, PATCHES = 256, 8  # digits, and patches along a side
+
+
+def frames_of(
+    base: Base,
+    batches: Iterable[dict[str, np.ndarray]] | None = None,
+    *,
+    rows: int = ROWS,
+    seed: int = 0,
+    about: dict[str, Any] | None = None,
+    watch: Watch = unwatched,
+) -> FramesFile:
+    """The frames of every projection of `base`.
+
+    batches: of tokens and mask, or of pixels, instead of what the base writes itself from `seed`;
+    `about` then says what they are. Raises SolarError where the base cannot be run.
+    """
+    with jax.enable_x64(True):
+        precise = replace(
+            base,
+            config=replace(base.config, dtype="float64", remat=False),
+            params={k: np.asarray(v, np.float64) for k, v in base.params.items()},
+        )
+        if batches is None:
+            batches, about = own_batches(precise, seed)
+        moments, layers = _sum(precise, list(batches), watch)
+    found = watch(moments, len(moments), "eigenvectors")
+    frames = tuple(frame_file.quantised(moment, rows) for moment in found)
+    known = container.identify(Weights(base), layers)
+    digests = dict(zip(known.names, known.digests, strict=True))
+    return FramesFile(frames, layers, digests, {"rows": rows, **(about or {})})
+
+
+def own_batches(base: Base, seed: int) -> tuple[Iterator[dict], dict[str, Any]]:
+    """What the base is run on where nothing is given, and what to call it."""
+    if base.family == "vit":
+        return _digits(base, seed), {"images": "scikit-learn digits", "seed": seed, "n": IMAGES}
+    return _written(base, seed), {"text": "its own", "seed": seed, "tokens": PASSAGES * TOKENS}
+
+
+def _written(base: Base, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    drawn = np.random.Generator(np.random.PCG64(seed))
+    first = drawn.integers(0, base.config.vocab_size, (PASSAGES, 1)).tolist()
+    rest = generate(base, first, TOKENS - 1, temperature=1.0, seed=seed)
+    tokens = np.array([a + b for a, b in zip(first, rest, strict=True)], np.int32)
+    for at in range(0, PASSAGES, TOGETHER):
+        part = tokens[at : at + TOGETHER]
+        yield {"tokens": part, "mask": np.ones(part.shape, bool)}
+
+
+def _digits(base: Base, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    drawn = np.random.Generator(np.random.PCG64(seed))
+    images = load_digits().images
+    size = (base.config.image_size,) * 2
+    pixels = np.stack([
+        np.asarray(Image.fromarray(np.uint8(15 * images[i])).convert("RGB").resize(size, 2))
+        for i in drawn.choice(len(images), IMAGES, replace=False)
+    ])  # fmt: skip
+    for at in range(0, IMAGES, TOGETHER):
+        yield {"pixels": pixels[at : at + TOGETHER]}
+
+
+def image_size(config: Any) -> int:
+    """The image size at which an image model is run: smaller than its own, for speed."""
+    return min(config.image_size, PATCHES * config.patch_size)
+
+
+def _sum(
+    base: Base, batches: list[dict[str, np.ndarray]], watch: Watch
+) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Second moments (n, n) float64 by input, and the input of every projection."""
+    shape = structure(base.config)
+    leaves = {k: jnp.asarray(v) for k, v in base.params.items()}
+    # A classifier that no adapter has trained yet changes no input.
+    for name, leaf in shape.leaves.items():
+        leaves.setdefault(name, jnp.zeros(leaf.shape, jnp.float64))
+    layers: dict[str, int] = {}
+
+    def run(leaves, batch):
+        model, inputs, real = assemble(shape, leaves), [], None
+        layers.clear()
+
+        def watched(name, projection):
+            def call(x):
+                same = [i for i, y in enumerate(inputs) if y is x]
+                layers[name] = same[0] if same else len(inputs)
+                if not same:
+                    inputs.append(x)
+                return projection(x)
+
+            return call
+
+        for name in shape.linears:
+            above, _, last = name.rpartition(".")
+            owner = find(model, above) if above else model
+            setattr(owner, last, watched(name, getattr(owner, last)))
+        if "pixels" in batch:
+            pixels = batch["pixels"] / 255.0
+            pixels = (pixels - jnp.asarray(base.image_mean)) / jnp.asarray(base.image_std)
+            model(pixels.transpose(0, 3, 1, 2))
+        else:
+            model(batch["tokens"], batch["mask"])
+            real = batch["mask"][..., None]
+        flat = [x if real is None or x.ndim < 3 else x * real for x in inputs]
+        flat = [x.reshape(-1, x.shape[-1]) for x in flat]
+        return [x.T @ x for x in flat]
+
+    compiled, total, count = jax.jit(run), None, 0
+    for batch in watch(batches, len(batches), "second moments"):
+        count += int(batch["mask"].sum()) if "mask" in batch else len(batch["pixels"])
+        # One batch's sums on the host at a time: the device never holds two of them.
+        found = jax.device_get(compiled(leaves, {k: jnp.asarray(v) for k, v in batch.items()}))
+        if total is None:
+            total = [np.array(x, np.float64) for x in found]
+        else:
+            for sum_, x in zip(total, found, strict=True):
+                sum_ += x
+    if total is None:
+        raise SolarError("frames need at least one batch of text or images")
+    return [x / count for x in total], {k: layers[k] for k in sorted(layers)}

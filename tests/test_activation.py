@@ -1,0 +1,314 @@
+"""The activation method: frames files, the metric, profiled quantisation, and packets of it."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from solar import moments
+from solar.codec import activation, container, frame_file, metric, packet, profiled
+from solar.codec.container import PacketError
+from solar.codec.encode import encode
+from solar.codec.factors import Factors, canonical, relative_error
+from solar.codec.frame_file import FramesFile
+from solar.codec.recipe import BUDGET, ENTROPY, Recipe, Setting
+from solar.errors import SolarError
+from solar.weights.base import load
+
+NAMES = tuple(f"layers.{i}.{kind}" for i in range(4) for kind in "qv")
+OUTPUTS, INPUTS, RANK = 48, 96, 3
+
+
+def draw(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def moment(seed: int, width: int = INPUTS) -> np.ndarray:
+    """A second moment whose spectrum falls steeply, as activations' do."""
+    turned, _ = np.linalg.qr(draw(seed).standard_normal((width, width)))
+    values = 1.0 / (1 + np.arange(width)) ** 1.5
+    return turned * values @ turned.T
+
+
+@pytest.fixture(scope="module")
+def base():
+    return {name: draw(i).standard_normal((OUTPUTS, INPUTS)).astype(np.float32)
+            for i, name in enumerate(NAMES)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def frames(base):
+    known = container.identify(base, NAMES)
+    made = tuple(frame_file.quantised(moment(i), 32) for i in range(4))
+    layers = {name: i // 2 for i, name in enumerate(NAMES)}
+    digests = dict(zip(known.names, known.digests, strict=True))
+    return FramesFile(made, layers, digests, {"text": "none"})
+
+
+def update(seed: int = 5) -> dict[str, Factors]:
+    drawn, pairs = draw(seed), {}
+    for name in NAMES:
+        b, a = drawn.standard_normal((OUTPUTS, RANK)), drawn.standard_normal((RANK, INPUTS))
+        pairs[name] = (b * 2.0 ** -np.arange(RANK), a, 0.1)
+    return canonical(pairs)
+
+
+def seen_error(original, decoded) -> float:
+    """Mean over layers of the relative squared error of outputs, by the true moments."""
+    shares = []
+    for i, name in enumerate(NAMES):
+        before = original[name].left.astype(np.float64) @ original[name].right.T
+        error = before - decoded[name].left.astype(np.float64) @ decoded[name].right.T
+        own = moment(i // 2)
+        shares.append(np.sum(error @ own * error) / np.sum(before @ own * before))
+    return float(np.mean(shares))
+
+
+# ------------------------------------------------------------------------------------- frames
+
+
+def test_a_frames_file_comes_back_and_is_named_by_its_content(tmp_path, frames):
+    path = frame_file.write(tmp_path / "own.frames", frames)
+    again = frame_file.read(path)
+    assert again.hash == frames.hash and again.layers == frames.layers
+    for one, other in zip(frames.frames, again.frames, strict=True):
+        assert (one.rows == other.rows).all() and (one.powers == other.powers).all()
+    assert frames._replace(about={"text": "another"}).hash == frames.hash
+    changed = frames.frames[0]._replace(powers=frames.frames[0].powers + 1)
+    assert frames._replace(frames=(changed, *frames.frames[1:])).hash != frames.hash
+
+
+def test_damaged_frames_are_refused(tmp_path, frames):
+    path = tmp_path / "own.frames"
+    data = frame_file.write(path, frames).read_bytes()
+    for broken in (b"", data[:100], data[:-1], b"x" + data[1:]):
+        path.write_bytes(broken)
+        with pytest.raises(SolarError, match="frames"):
+            frame_file.read(path)
+    with pytest.raises(SolarError, match="cannot read"):
+        frame_file.read(tmp_path / "none.frames")
+
+
+def test_a_frame_does_not_notice_rounding_of_its_moment():
+    own = moment(3)
+    for seed in range(20):
+        noise = 1 + 1e-12 * draw(seed).standard_normal(own.shape)
+        near = frame_file.quantised(own * noise, 32)
+        assert (near.rows == frame_file.quantised(own, 32).rows).all()
+
+
+def test_the_profile_is_a_share_of_energy(frames):
+    for frame in frames.frames:
+        for slope in (0, 16, 20):
+            share = 2.0 ** (frame_file.profile(frame, slope) / frame_file.OCTAVE)
+            assert share.shape == (INPUTS,) and 0.8 < share.sum() < 1.25
+        assert np.ptp(frame_file.profile(frame, 0)) == 0
+
+
+# ------------------------------------------------------------------------------------- metric
+
+
+def test_the_metric_is_the_norm_that_the_moment_gives(frames):
+    own, frame = moment(1), frames.frames[1]
+    turn = metric.reflections(frame)
+    columns = draw(9).standard_normal((INPUTS, 5))
+    inside = metric.into(turn, columns)
+    assert np.allclose(metric.out_of(turn, inside), columns, atol=1e-10)
+    expected = np.einsum("ij,ik,kj->j", columns, own, columns)
+    assert np.allclose(np.sum(inside**2, axis=0), expected, rtol=0.15)
+
+
+def test_seen_factors_are_the_same_update(frames):
+    turn = metric.reflections(frames.frames[0])
+    own = update()[NAMES[0]]
+    seen = metric.seen(own, turn)
+    product = seen.left @ metric.out_of(turn, seen.right).T
+    assert np.allclose(product, own.left.astype(np.float64) @ own.right.T, atol=1e-7)
+    for side in (seen.left, seen.right):
+        assert np.allclose(side.T @ side, np.diag(seen.sizes), atol=1e-9 * seen.sizes[0])
+
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+def lines(seed: int, count: int = 12, steep: float = 1.2) -> tuple[profiled.Lines, np.ndarray]:
+    """Gaussian components that follow their profile, and their deviations by entry."""
+    drawn = draw(seed)
+    shares = (1.0 + np.arange(INPUTS)) ** -steep
+    right = np.round(4 * np.log2(shares / shares.sum())).astype(np.int64)
+    left = np.full(OUTPUTS, -round(4 * float(np.log2(OUTPUTS))))
+    profiles = np.tile(np.concatenate([left, right]), count)
+    energies = drawn.integers(200, 215, count)
+    lengths = np.tile([OUTPUTS, INPUTS], (count, 1))
+    deviation = 2.0 ** ((np.repeat(energies, OUTPUTS + INPUTS) + profiles) / 8) * 2.0 ** (-215 / 8)
+    values = deviation * drawn.standard_normal(len(profiles))
+    own = profiled.Lines(energies, np.arange(count), lengths, profiles, values)
+    return own, deviation
+
+
+@pytest.mark.parametrize("step", [180, 150, 100, 0])
+def test_cells_come_back_as_they_were_tried(step):
+    own, _ = lines(step)
+    dials = profiled.Dials(-215, step, 5, 255, 16)
+    data = profiled.pack(own, dials)
+    tried = profiled.attempt(own, dials)
+    read, energies = profiled.read_head(data, len(own.energies))
+    assert read == dials and (energies == own.energies).all()
+    decoded = profiled.unpack(own._replace(values=None), read, data)
+    assert (decoded == tried.decoded).all()
+    length = profiled.length(len(energies), float(tried.bits.sum()))
+    assert abs(len(data) - length) <= 8 + 0.01 * length
+
+
+def test_the_rate_is_near_reverse_water_filling():
+    """Gaussian entries of known variances at one step: bits against sum 1/2 log2(variance / D)."""
+    own, deviation = lines(3, count=40)
+    for step, most in ((150, 1.10), (170, 1.12), (190, 1.25)):
+        dials = profiled.Dials(-215, step, 0, 0, 16)
+        tried = profiled.attempt(own, dials)
+        error = float(np.sum((tried.decoded - own.values) ** 2))
+        low, high = 0.0, float((deviation**2).max())
+        for _ in range(100):
+            level = (low + high) / 2
+            inside = np.minimum(deviation**2, level).sum() < error
+            low, high = (level, high) if inside else (low, level)
+        limit = 0.5 * np.log2(np.maximum(deviation**2 / level, 1)).sum()
+        assert limit < 1.02 * tried.bits.sum() < 1.02 * most * limit, step
+
+
+# ------------------------------------------------------------------------------------- packets
+
+
+def code(base, frames, budget, factors=None, **options):
+    return activation.encode(factors or update(), base, frames, budget_bytes=budget, **options)
+
+
+def find(frames):
+    return lambda wanted: frames if wanted == frames.hash else None
+
+
+@pytest.mark.parametrize("budget", [200, 400, 1000, 3000, 4500])
+def test_a_budget_is_filled_and_what_arrives_is_what_was_measured(base, frames, budget):
+    coded = code(base, frames, budget)
+    assert 0.97 * budget <= len(coded.data) <= budget
+    decoded = packet.decode(coded.data, base, frames=find(frames))
+    original = update()
+    for name in NAMES:
+        assert (decoded.factors[name].left == coded.factors[name].left).all()
+        assert (decoded.factors[name].right == coded.factors[name].right).all()
+    assert relative_error(original, decoded.factors) == pytest.approx(
+        coded.report["relative_error"], rel=1e-4
+    )
+    assert coded.report["relative_error"] <= coded.report["bound"]
+    found = coded.report["output_error"] ** 2
+    assert seen_error(original, decoded.factors) == pytest.approx(found, rel=0.3, abs=1e-3)
+    assert packet.inspect(coded.data)["frames"] == frames.hash.hex()
+
+
+def test_more_bytes_err_less_and_less_than_the_code_of_weights(base, frames):
+    setting = Setting(Recipe("orthogonal", 65535), keep=BUDGET, dtype=ENTROPY, relative=1.0)
+    before = np.inf
+    for budget in (300, 600, 1200, 2400):
+        error = seen_error(update(), code(base, frames, budget).factors)
+        plain = encode(update(), base, setting, budget_bytes=budget)
+        assert error < before and error < 0.8 * seen_error(update(), plain.factors)
+        before = error
+
+
+def test_the_same_update_in_another_gauge_is_the_same_file(base, frames):
+    drawn, turned = draw(11), {}
+    for name, own in update().items():
+        gauge = drawn.standard_normal((RANK, RANK)) + 2 * np.eye(RANK)
+        left, right = own.left.astype(np.float64), own.right.T.astype(np.float64)
+        turned[name] = (left @ gauge, np.linalg.solve(gauge, right), 1.0)
+    one, other = code(base, frames, 3000), code(base, frames, 3000, canonical(turned))
+    assert relative_error(one.factors, other.factors) < 1e-4
+
+
+def test_zero_updates_and_small_budgets(base, frames):
+    nothing = {k: Factors(f.left[:, :0], f.right[:, :0]) for k, f in update().items()}
+    coded = code(base, frames, 500, nothing)
+    assert len(coded.data) < 140
+    decoded = packet.decode(coded.data, base, frames=find(frames))
+    assert all(f.left.shape[1] == 0 for f in decoded.factors.values())
+    some = update() | {NAMES[0]: nothing[NAMES[0]]}
+    decoded = packet.decode(code(base, frames, 1500, some).data, base, frames=find(frames))
+    assert decoded.factors[NAMES[0]].left.shape[1] == 0
+    with pytest.raises(SolarError, match="too small"):
+        code(base, frames, 60)
+
+
+def test_what_does_not_fit_is_refused_by_name(base, frames):
+    data = code(base, frames, 1500).data
+    with pytest.raises(PacketError, match="needs the frames"):
+        packet.decode(data, base)
+    changed = frames.frames[0]._replace(powers=frames.frames[0].powers + 1)
+    other = frames._replace(frames=(changed, *frames.frames[1:]))
+    with pytest.raises(PacketError, match="needs the frames"):
+        packet.decode(data, base, frames=lambda _: other)
+    moved = dict(base) | {NAMES[2]: base[NAMES[2]] + 1e-3}
+    with pytest.raises(PacketError, match="another base"):
+        packet.decode(data, moved, frames=find(frames))
+    with pytest.raises(SolarError, match="of another base"):
+        code(moved, frames, 1500)
+    lacking = frames._replace(layers={k: v for k, v in frames.layers.items() if k != NAMES[0]})
+    with pytest.raises(SolarError, match="no layer"):
+        code(base, lacking, 1500)
+
+
+def test_altered_packets_never_decode_to_something_else(base, frames):
+    """Every part altered, signed again or not: refused, or the same update."""
+    coded = code(base, frames, 700)
+    data, drawn = coded.data, draw(1)
+    refused = 0
+    for i in range(600):
+        body = bytearray(data[:-8])
+        place = int(drawn.integers(4, len(body)))
+        body[place] ^= 1 << int(drawn.integers(8))
+        if i % 3 == 0:
+            body = body[: int(drawn.integers(50, len(body)))]
+        signed = bytes(body) + container.hashlib.sha256(body).digest()[:8] if i % 2 else bytes(body)
+        try:
+            decoded = packet.decode(signed, base, frames=find(frames)).factors
+        except PacketError:
+            refused += 1
+            continue
+        assert relative_error(coded.factors, decoded) < 1e-6
+    assert refused > 550
+
+
+# ------------------------------------------------------------------------------------- a base
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "vit"])
+def test_frames_of_a_base_cover_every_projection(family):
+    base = load(f"tiny:{family}")
+    own = moments.frames_of(base)
+    assert len(own.frames) < len(own.layers) or family == "gpt2"
+    for name, index in own.layers.items():
+        assert own.frames[index].rows.shape[1] == base.params[name + ".weight"].shape[
+            0 if family == "gpt2" else 1
+        ]  # fmt: skip
+    again = moments.frames_of(dataclasses.replace(base))
+    assert again.hash == own.hash
+
+
+def test_another_process_with_other_threads_makes_the_same_frames(tmp_path):
+    """The file is a promise: float64 sums are rounded before anything is taken from them."""
+    program = "import solar, sys; print(solar.frames('tiny:llama', sys.argv[1])['hash'])"
+    found = set()
+    for i, threads in enumerate(("1", "2")):
+        more = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads,
+                "JAX_DEFAULT_MATMUL_PRECISION": ("bfloat16", "float32")[i],
+                "SOLAR_CACHE": str(tmp_path / threads)}  # fmt: skip
+        flags = "--xla_cpu_multi_thread_eigen=false" if i else ""
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / f"{i}.frames")],
+            env=os.environ | more | {"XLA_FLAGS": flags},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found.add(done.stdout.strip())
+    assert len(found) == 1
