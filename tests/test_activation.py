@@ -157,7 +157,8 @@ def test_cells_come_back_as_they_were_tried(step):
     tried = profiled.attempt(own, dials)
     read, energies = profiled.read_head(data, len(own.energies))
     assert read == dials and (energies == own.energies).all()
-    decoded = profiled.unpack(own._replace(values=None), read, data)
+    layers = [(1, profile) for profile in own.profiles.reshape(len(energies), -1)]
+    decoded = np.concatenate([*profiled.unpack(energies, layers, read, data)], axis=1)[0]
     assert (decoded == tried.decoded).all()
     length = profiled.length(len(energies), float(tried.bits.sum()))
     assert abs(len(data) - length) <= 8 + 0.01 * length

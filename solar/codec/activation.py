@@ -220,17 +220,14 @@ def _rebuild(
     dials, energies = profiled.read_head(body, sum(ranks))
     if abs(dials.power) > MAX_POWER:
         raise PacketError(f"packet is altered: its power, {dials.power}, is out of range")
-    own = _lines(known, ranks, frames, dials.slope, energies)
-    values = profiled.unpack(own, dials, body)
+    profiles = _profiles(known, ranks, frames, dials.slope)
+    layers = [(rank, p) for rank, p in zip(ranks, profiles, strict=True) if rank]
     turns = _reflections(known, ranks, frames)
     found: dict[tuple[int, int], np.ndarray] = {}
-    at = 0
+    sent = [i for i, rank in enumerate(ranks) if rank]
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        for i, ((m, n), rank) in enumerate(zip(known.shapes, ranks, strict=True)):
-            if not rank:
-                continue
-            table = values[at : at + rank * (m + n)].reshape(rank, m + n)
-            at += rank * (m + n)
+        for i, table in zip(sent, profiled.unpack(energies, layers, dials, body), strict=True):
+            m = known.shapes[i][0]
             right = metric.out_of(turns[frames.layers[known.names[i]]], table[:, m:].T)
             found[i, 0] = np.ascontiguousarray(table[:, :m].T, np.float32)
             found[i, 1] = np.ascontiguousarray(right, np.float32)
