@@ -31,7 +31,7 @@ figures: $(VENV)/.installed
 	$(VENV)/bin/python -m paper_figures $(ARGS)
 
 notebooks: $(VENV)/.installed
-	$(VENV)/bin/jupyter execute --inplace --NotebookClient.record_timing=False notebooks/*.ipynb
+	$(VENV)/bin/python notebooks/run.py $(ARGS)
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -209,6 +209,12 @@ def test_a_budget_is_filled_and_what_arrives_is_what_was_measured(base, frames, 
     assert packet.inspect(coded.data)["frames"] == frames.hash.hex()
 
 
+def test_a_file_is_near_the_limit_of_its_metric(base, frames):
+    for budget, most in ((600, 1.3), (1200, 1.2), (3000, 1.15)):
+        report = code(base, frames, budget).report
+        assert 0.85 < report["bytes"]["payload"] / report["limit_bytes"] < most, budget
+
+
 def test_more_bytes_err_less_and_less_than_the_code_of_weights(base, frames):
     setting = Setting(Recipe("orthogonal", 65535), keep=BUDGET, dtype=ENTROPY, relative=1.0)
     before = np.inf

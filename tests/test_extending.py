@@ -1,5 +1,6 @@
-"""docs/extending.md, done to the letter in a copy of the repository: its blocks written to files
-that they name, its commands run."""
+"""docs/extending.md, done to the letter in a copy of the repository: its blocks written to the
+files that they name, its commands run.
+"""
 
 import os
 import re

@@ -1,13 +1,12 @@
 """The notebooks run from start to end without a network, hold no logic, and keep their outputs."""
 
 import ast
-from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+from notebooks.run import FOLDER, executed
+
 NAMES = ("01_quickstart", "02_inside_a_packet", "03_make_a_figure")
 # What would have to be tested, and so belongs into a module.
 LOGIC = (
@@ -61,9 +60,5 @@ def test_runs_from_start_to_end(name, tmp_path_factory, monkeypatch):
     # One cache for all: the second notebook opens what the first has trained.
     cache = tmp_path_factory.getbasetemp() / "notebooks"
     monkeypatch.setenv("SOLAR_CACHE", str(cache))
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    committed = outputs([cell for cell in notebook.cells if cell.cell_type == "code"])
-    resources = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
-    again = outputs([cell for cell in notebook.cells if cell.cell_type == "code"])
-    assert again == committed
+    again = executed(FOLDER / f"{name}.ipynb")
+    assert outputs([c for c in again.cells if c.cell_type == "code"]) == outputs(cells(name))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import program
+from solar.errors import SolarError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 PROGRAM = """
@@ -122,3 +125,12 @@ def test_a_sweep_goes_on_after_a_mistake_and_ends_with_2(folder):
     notes = sorted(path.parent.name for path in (folder / "sweep").glob("*/error.txt"))
     assert notes == ["kind=mistake,x=1", "kind=mistake,x=2"]
     assert run(folder, "-m", "x=1,2") == (0, "ran 1 1 3\nran 2 1 3\n", "")
+
+
+def test_a_configuration_for_python_is_that_of_the_command_line():
+    config = program.composed("compare", "model=tiny-gpt2", "train.steps=3", "codec=tiny")
+    assert config["model"]["spec"] == "tiny:gpt2" and config["train"]["steps"] == 3
+    assert config["name"] == "tiny-gpt2-movie_snippets" and "hydra" not in config
+    for override, said in (("train.stepz=3", "train.steps"), ("model=none", "none")):
+        with pytest.raises(SolarError, match=said):
+            program.composed("compare", override)
