@@ -145,9 +145,9 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
         weights = open_matrices(str(file.parent / job["copy"]))
         cache = Path(job["cache"]) / one["base"]
         try:
-            own = finder(one["frames"])
+            shared = finder(one["frames"])
             found = packet.decode(
-                file.read_bytes(), weights, cache=cache, frames=own, watch=watch
+                file.read_bytes(), weights, cache=cache, frames=shared, watch=watch
             ).factors
             with np.load(file.with_suffix(".npz")) as sides:
                 sent = {name: Factors(sides[f"{name}/0"], sides[f"{name}/1"]) for name in found}
