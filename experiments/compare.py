@@ -151,7 +151,7 @@ def encode_budgets(
     """The presets that fill a budget, at every budget; heads travel on top of it."""
     plain = setting_for("weights", config["seed"], embed_basis=False)
     cache = packages.cache_dir() / "bases"
-    frames = frame_store.for_base(None, setup.spec, weights)
+    frames = frame_store.for_base(None, setup.spec, weights, factors)
     heads = common["heads"]
     carried = len(pack_heads(heads)) if heads else 0  # the budgets are for the update alone
     for size in progress(config["codec"]["budgets"], "budgets", console=Console(stderr=True)):

@@ -91,7 +91,7 @@ def compress(
     }
     factors = canonical(read.pairs)
     if setting is None:
-        found = for_base(frames, base, weights, watch)
+        found = for_base(frames, base, weights, factors, watch)
         coded = activation.encode(factors, weights, found, **common)
     else:
         cache = packages.cache_dir() / "bases"

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,18 @@ def keep(own: FramesFile, weights: Mapping[str, np.ndarray]) -> Path:
     return frame_file.write(_folder() / f"{_mark(weights)}-{own.hash.hex()}.frames", own)
 
 
-def known(weights: Mapping[str, np.ndarray]) -> FramesFile | None:
-    """The newest frames in the cache of the base with these projections."""
-    found = _folder().glob(f"{_mark(weights)}-*.frames")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    return None if newest is None else frame_file.read(newest)
+def known(weights: Mapping[str, np.ndarray], names: Iterable[str]) -> FramesFile | None:
+    """The newest frames in the cache that were measured on a base with these projections and, in
+    the layers `names`, with these very weights."""
+    found = list(_folder().glob(f"{_mark(weights)}-*.frames"))
+    if not found:
+        return None
+    own = container.identify(weights, names)
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        frames = frame_file.read(path)
+        if all(frames.digests.get(k) == d for k, d in zip(own.names, own.digests, strict=True)):
+            return frames
+    return None
 
 
 def by_hash(wanted: bytes) -> FramesFile | None:
@@ -72,12 +79,14 @@ def for_base(
     given: str | os.PathLike | None,
     spec: str,
     weights: Mapping[str, np.ndarray],
+    names: Iterable[str],
     watch: Watch = unwatched,
 ) -> FramesFile:
-    """The frames to code with: those in the file `given`, those in the cache, or new ones."""
+    """The frames to code the layers `names` with: those in the file `given`, those in the cache, or
+    new ones."""
     if given is not None:
         return frame_file.read(given)
-    found = known(weights)
+    found = known(weights, names)
     if found is None:
         try:
             found = made(spec, watch)
