@@ -244,6 +244,7 @@ def test_the_evaluation_process_ends_with_the_one_that_asks(tmp_path):
     pytest.fail("it outlived the process that asked")
 
 
+@pytest.mark.real  # many processes start one after another: minutes on a busy machine
 def test_a_sweep_killed_five_times_gives_the_undisturbed_table(tmp_path, empty_cache):
     chance = random.Random()
     arguments = (*SMALL, *POINTS)
@@ -274,6 +275,7 @@ LAUNCHERS = [
 ]
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_every_launcher_gives_the_same_table(launcher, basic, tmp_path, empty_cache):
     sweep = sweep_kill.Sweep(tmp_path, (*SMALL, *POINTS, f"launcher={launcher}"))
@@ -283,6 +285,7 @@ def test_every_launcher_gives_the_same_table(launcher, basic, tmp_path, empty_ca
     assert len(list((tmp_path / "cache" / "adapters").glob("*/training.json"))) == 1
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_mistake_in_a_worker_is_one_line_and_the_others_go_on(launcher, tmp_path, empty_cache):
     arguments = (*SMALL, "codec=point", "codec.size=2", "codec.kind=sideways,random")
