@@ -6,6 +6,7 @@ Packets are written once (gesdd, default threads, float32 weights). Every row de
 a process of its own, with an empty cache, so that it computes its own singular vectors: with other
 LAPACK drivers, other numbers of BLAS threads (the codec holds BLAS to one thread; the rows `lifted`
 take that limit away), from a bfloat16 copy of the same checkpoint, and with JAX's options changed.
+The frames of the activation packets are one file for all rows.
 A cell is ||dW' - dW''||_F / ||dW'||_F between what the sender measured and what was decoded here,
 over all layers, or the refusal in the decoder's words. More than 1e-5 without a refusal is a fault,
 and the program ends with status 1.
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,19 @@ from rich.table import Table
 
 from benchmarks import portability_bases
 from solar import packages
-from solar.codec import packet
+from solar.codec import activation, container, frame_file, packet
 from solar.codec.container import PacketError
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, relative_error
+from solar.codec.frame_file import FramesFile
 from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 from solar.errors import SolarError
+from solar.frame_store import finder
 from solar.weights.matrices import open_matrices
 
 MOST = 1e-5
+ACTIVATION, BUDGET_BYTES = "activation", 4000  # of the packets that are written to a budget
+DIRECTIONS = 16  # in a frame
 SIZES = {"real": (64, 16), "repeated": (40, 10), "steep": (60, 15)}  # N and K
 TITLES = {
     "real": "first {} layers of the real base",
@@ -72,9 +78,25 @@ def settings(size: int, kept: int) -> dict[str, tuple[Setting, int | None]]:
         "int8 sparse": (Setting(perturbed, keep=kept, dtype="int8"), None),
         "matrix": (Setting(perturbed, "matrix"), None),
         "random": (Setting(Recipe("random", size)), None),
-        "weights": (Setting(Recipe("orthogonal", MAX_SIZE), keep=BUDGET, dtype=ENTROPY), 4000),
+        "weights": (
+            Setting(Recipe("orthogonal", MAX_SIZE), keep=BUDGET, dtype=ENTROPY),
+            BUDGET_BYTES,
+        ),
         "embedded": (Setting(perturbed, embed=True), None),
     }
+
+
+def frames(weights, names) -> FramesFile:
+    """Frames of inputs with steeply falling second moments, drawn anew for every layer."""
+    known, made = container.identify(weights, names), []
+    for i, (_, width) in enumerate(known.shapes):
+        rng = np.random.default_rng([4, i])
+        turned, _ = np.linalg.qr(rng.normal(size=(width, width)))
+        moment = turned / (1.0 + np.arange(width)) ** 1.5 @ turned.T
+        made.append(frame_file.quantised(moment, DIRECTIONS))
+    layers = {name: i for i, name in enumerate(known.names)}
+    digests = dict(zip(known.names, known.digests, strict=True))
+    return FramesFile(tuple(made), layers, digests, {"text": "none"})
 
 
 def write_packets(folder: Path, base: str, sizes: tuple[int, int], update) -> list[dict[str, Any]]:
@@ -82,13 +104,21 @@ def write_packets(folder: Path, base: str, sizes: tuple[int, int], update) -> li
     made = []
     for copy in ("exact", "rounded"):
         weights = open_matrices(str(folder / copy))
-        for kind, (setting, budget) in settings(*sizes).items():
-            coded = encode(update, weights, setting, budget_bytes=budget, cache=folder / "cache")
+        own = frames(weights, update)
+        shared = str(frame_file.write(folder / f"{copy}.frames", own))
+        coding = {
+            kind: partial(encode, setting=setting, budget_bytes=budget, cache=folder / "cache")
+            for kind, (setting, budget) in settings(*sizes).items()
+        }
+        coding[ACTIVATION] = partial(activation.encode, frames=own, budget_bytes=BUDGET_BYTES)
+        for kind, code in coding.items():
+            coded = code(update, weights)
             path = folder / f"{copy}-{kind}.solar"
             packet.write(path, coded.data)
             sides = {f"{k}/{i}": f[i] for k, f in coded.factors.items() for i in (0, 1)}
             np.savez(path.with_suffix(".npz"), **sides)
-            made.append({"base": base, "kind": kind, "copy": copy, "file": str(path)})
+            made.append({"base": base, "kind": kind, "copy": copy, "file": str(path),
+                         "frames": shared})  # fmt: skip
     return made
 
 
@@ -115,7 +145,10 @@ def decode(job: dict[str, Any]) -> dict[str, Any]:
         weights = open_matrices(str(file.parent / job["copy"]))
         cache = Path(job["cache"]) / one["base"]
         try:
-            found = packet.decode(file.read_bytes(), weights, cache=cache, watch=watch).factors
+            shared = finder(one["frames"])
+            found = packet.decode(
+                file.read_bytes(), weights, cache=cache, frames=shared, watch=watch
+            ).factors
             with np.load(file.with_suffix(".npz")) as sides:
                 sent = {name: Factors(sides[f"{name}/0"], sides[f"{name}/1"]) for name in found}
             cells.append(one | {"difference": relative_error(sent, found)})
@@ -179,7 +212,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def show(report: dict[str, Any], console: Console) -> None:
     """The matrix as tables, one for each base."""
-    kinds, refusals = list(settings(1, 1)), {}
+    kinds, refusals = [*settings(1, 1), ACTIVATION], {}
     for base in report["bases"]:
         title = TITLES[base].format(report.get("layers"))
         table = Table(title=f"{title}: relative difference of the decoded update")

@@ -15,6 +15,7 @@ from paper_figures import (
     basis_size,
     bound_vs_error,
     bytes_by_part,
+    equal_bytes,
     latex,
     layer_budget,
     parity,
@@ -26,6 +27,7 @@ from paper_figures import (
 
 FIGURES = (
     accuracy_vs_bytes,
+    equal_bytes,
     basis_size,
     perturbation,
     retained_grid,

@@ -157,7 +157,8 @@ def test_cells_come_back_as_they_were_tried(step):
     tried = profiled.attempt(own, dials)
     read, energies = profiled.read_head(data, len(own.energies))
     assert read == dials and (energies == own.energies).all()
-    decoded = profiled.unpack(own._replace(values=None), read, data)
+    layers = [(1, profile) for profile in own.profiles.reshape(len(energies), -1)]
+    decoded = np.concatenate([*profiled.unpack(energies, layers, read, data)], axis=1)[0]
     assert (decoded == tried.decoded).all()
     length = profiled.length(len(energies), float(tried.bits.sum()))
     assert abs(len(data) - length) <= 8 + 0.01 * length
@@ -206,6 +207,12 @@ def test_a_budget_is_filled_and_what_arrives_is_what_was_measured(base, frames, 
     found = coded.report["output_error"] ** 2
     assert seen_error(original, decoded.factors) == pytest.approx(found, rel=0.3, abs=1e-3)
     assert packet.inspect(coded.data)["frames"] == frames.hash.hex()
+
+
+def test_a_file_is_near_the_limit_of_its_metric(base, frames):
+    for budget, most in ((600, 1.3), (1200, 1.2), (3000, 1.15)):
+        report = code(base, frames, budget).report
+        assert 0.85 < report["bytes"]["payload"] / report["limit_bytes"] < most, budget
 
 
 def test_more_bytes_err_less_and_less_than_the_code_of_weights(base, frames):

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import compare
+from experiments import compare, plot
 from experiments.program import CONFIGS
 from solar import evaluator, record
 from solar.packages import cache_dir
@@ -41,7 +41,8 @@ def node(name: str, *overrides: str) -> dict:
     """The composed config of an experiment, Hydra's own part under ``hydra``."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("compare", [f"experiment={name}", *overrides], return_hydra_config=True)
-        params = OmegaConf.to_container(config.hydra.sweeper.params or {})
+        swept = config.hydra.sweeper.params
+        params = OmegaConf.to_container(swept) if swept else {}
         with_run = OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
         return OmegaConf.to_container(with_run, resolve=True) | {"hydra": params}
 
@@ -66,6 +67,8 @@ def test_an_experiment_runs_tiny(name, home, monkeypatch):
     # The last value of whatever the experiment sweeps; codec=tiny for all but the grids themselves.
     last = [f"{key}={value(choices)[-1]}" for key, choices in for_this["hydra"].items()]
     arguments = [*last, "tiny=true", "tracking=disabled", "codec=tiny"]
+    # Five seconds a figure; test_compare draws those of every family.
+    monkeypatch.setattr(plot, "draw", lambda *given, **named: [])
     monkeypatch.setattr("sys.argv", ["compare", f"experiment={name}", *arguments])
     try:
         compare.program()
@@ -75,7 +78,8 @@ def test_an_experiment_runs_tiny(name, home, monkeypatch):
     done = record.read(result)
     assert done["tiny"] and done["status"] == "complete"
     wanted = for_this["evaluate"]
-    columns = [*(wanted.get("text") or {}).get("metrics", ()), *(wanted.get("also") or {})]
+    columns = [*(wanted.get("text") or {}).get("metrics", ())]
+    columns += [f"also_{task}" for task in wanted.get("also") or {}]
     columns += ["kl"] if wanted.get("kl") else []
     for row in done["rows"]:
         assert all(isinstance(row[name], float) for name in ("score", "loss", *columns))

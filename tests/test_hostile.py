@@ -44,7 +44,7 @@ def warnings_are_errors():
 def test_seeds_cover_what_the_codec_writes(bench):
     said = [packet.inspect(seed.data) for seed in bench.seeds.values()]
     for field, values in (
-        ("method", {"solar", "float", "bits"}),
+        ("method", {"solar", "float", "bits", "activation"}),
         ("dtype", {"float16", "float32", "int8", "int4", "int2", "sign", "entropy"}),
         ("atoms", {"vector", "matrix"}),
         ("bits", {8, 4, 2, 1}),
@@ -93,6 +93,7 @@ def test_a_campaign_notices_what_it_looks_for(bench, monkeypatch):
     if os.path.exists("/proc/self/clear_refs"):
         assert judged_with(hungry).megabytes > 100
     assert not campaign.is_allowed("solar", True, "update")
+    assert not campaign.is_allowed("activation", True, "update")
     assert campaign.is_allowed("bits", True, "update")
     assert not campaign.is_allowed("bits", False, "update")
     assert campaign.is_allowed("solar", True, "heads")
@@ -129,7 +130,7 @@ def packets(draw):
 def test_any_fields_and_bytes_are_refused_or_read(bench, data):
     found = campaign.judge(bench, data, False)
     assert found.kind != "fault", found.text
-    method = container.METHODS[data[5]] if data[5] < 3 else ""
+    method = container.METHODS[data[5]] if data[5] < len(container.METHODS) else ""
     assert found.kind != "other" or campaign.is_allowed(method, True, found.text)
 
 
@@ -146,11 +147,11 @@ def test_broken_packets_are_those_that_the_script_writes():
 def test_a_broken_packet_is_refused_by_name(bench, name, tmp_path):
     file, base = broken.BROKEN / f"{name}.solar", str(bench.base)
     with pytest.raises(PacketError) as refused:
-        api.verify(file, base)
+        api.verify(file, base, frames=bench.frames)
     message = str(refused.value)
     assert CASES[name][1] in message and "\n" not in message and message.isprintable()
     with pytest.raises(PacketError) as again:
-        api.expand(file, base, tmp_path / "adapter")
+        api.expand(file, base, tmp_path / "adapter", frames=bench.frames)
     assert str(again.value) == message and list(tmp_path.iterdir()) == []
 
 

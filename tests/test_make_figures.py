@@ -269,7 +269,7 @@ def test_two_configurations_are_two_tables_with_labels_of_their_own(tmp_path):
 
 def test_the_tables_in_the_readme_are_the_committed_ones():
     readme = (ROOT / "README.md").read_text()
-    for name in ("smollm2_sentiment", "peft_parity"):
+    for name in ("smollm2_budgets", "smollm2_sentiment", "peft_parity"):
         assert (FOLDER / "tables" / f"{name}.md").read_text() in readme, name
     found = rows.read(FOLDER / "data" / "smollm2_sentiment.csv")
     assert tables.markdown(found) + "\n" in readme

@@ -289,7 +289,8 @@ def test_a_mistake_in_a_worker_is_one_line_and_the_others_go_on(launcher, tmp_pa
     sweep = sweep_kill.Sweep(tmp_path, (*arguments, f"launcher={launcher}"))
     assert sweep.start().wait() == 2
     errors = [line for line in sweep.log().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "codec.kind=sideways: basis kind 'sideways'" in errors[0]
+    assert len(errors) == 1
+    assert "codec.kind=sideways" in errors[0] and ": basis kind 'sideways' is" in errors[0]
     assert "Traceback" not in sweep.log()
     assert sweep.points() == 1
 

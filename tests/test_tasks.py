@@ -545,6 +545,40 @@ def test_e2e_schema(hub_copy):
     assert len(task.train["tokens"]) == 30 and len(task.test["tokens"]) == 2
 
 
+def test_mmlu_schema_with_answers_in_a_list(hub_copy):
+    from datasets import ClassLabel, List, Value
+
+    def split(first):
+        several = range(first, first + 8)
+        return {
+            "question": [f"Which is number {i}?" for i in several],
+            "subject": ["numbers"] * 8,
+            "choices": [[f"{k} of {i}" for k in ("one", "two", "three", "four")] for i in several],
+            "answer": [i % 4 for i in several],
+        }
+
+    features = {"question": Value("string"), "subject": Value("string"),
+                "choices": List(Value("string")),
+                "answer": ClassLabel(names=["A", "B", "C", "D"])}  # fmt: skip
+    # In a folder `datasets` takes the name dev for validation.
+    place = hub_copy(features, train=split(0), validation=split(100), test=split(200))
+    node = config("mmlu", source={"kind": "hub", "name": place})
+    node |= {"splits": node["splits"] | {"train": "train"}, "labels": {c: c for c in "ABCD"}}
+    task = build(node, encode=by_bytes, pad_id=PAD)
+    check_arrays(task)
+    assert len(task.test["label"]) == 8 and task.classes == ("A", "B", "C", "D")
+    shown = bytes(task.test["tokens"][0][task.test["mask"][0]].tolist()).decode()
+    assert shown.endswith("Answer:") and all(f"\n{c}. {k} of 20" in shown for c, k in
+                                             zip("ABCD", ("one", "two", "three", "four"),
+                                                 strict=True))  # fmt: skip
+    node["columns"] = node["columns"] | {"fourth": "choices.4"}
+    with pytest.raises(SolarError, match="'choices' has 4 entries, columns asks for choices.4"):
+        build(node, encode=by_bytes, pad_id=PAD)
+    node["columns"] = node["columns"] | {"fourth": "choice.3"}
+    with pytest.raises(SolarError, match="no column 'choice.3' in the data"):
+        build(node, encode=by_bytes, pad_id=PAD)
+
+
 def test_hub_failure_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     with pytest.raises(SolarError, match="cannot load data set") as error:

@@ -16,7 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from solar.codec import bound, checksum, container, frame_file, guard, metric, profiled
+from solar.codec import (
+    bound,
+    checksum,
+    container,
+    frame_file,
+    guard,
+    metric,
+    metric_limit,
+    profiled,
+)
 from solar.codec.blas import one_thread
 from solar.codec.coefficients import coded_sides
 from solar.codec.container import Base, Encoded, Packet, PacketError, Watch, unwatched
@@ -154,7 +163,7 @@ def encode(
         for i, name in enumerate(known.names)
     }
     measured = bound.check(original, decoded)
-    errors = _errors(seen, decoded, known, frames, turns)
+    errors = _outputs(own, dials, *_errors(seen, decoded, known, frames, turns))
     report = {"method": "activation", "setting": describe(packet), "left_out": []}
     report |= bound.summary(measured) | {"bytes": container.byte_counts(packet, len(data))}
     return Encoded(data, decoded, report | errors)
@@ -166,19 +175,36 @@ def _as_seen(own: metric.Seen, turn: metric.Reflections) -> Factors:
     return Factors(own.left.astype(np.float32), right.astype(np.float32))
 
 
-def _errors(seen, decoded, known, frames, turns) -> dict[str, float]:
-    """`output_error`: mean over layers of the error of a layer's output relative to the adapter's
-    change of it, as the frames measure it, squared and rooted."""
-    shares = []
+def _errors(seen, decoded, known, frames, turns) -> tuple[list[float], list[float]]:
+    """By layer that has an update: squared error in the metric, and squared size."""
+    errors, sizes = [], []
     for own, name in zip(seen, known.names, strict=True):
-        if own is None or not own.sizes.any():
+        if own is None:
             continue
         left, right = decoded[name]
         right = metric.into(turns[frames.layers[name]], right) if right.shape[1] else right
         core = np.linalg.qr(np.concatenate([own.left, left], axis=1), mode="r")
         other = np.linalg.qr(np.concatenate([own.right, -right], axis=1), mode="r")
-        shares.append(np.sum((core @ other.T) ** 2) / np.sum(own.sizes**2))
-    return {"output_error": float(np.sqrt(np.mean(shares)))} if shares else {"output_error": 0.0}
+        errors.append(float(np.sum((core @ other.T) ** 2)))
+        sizes.append(float(np.sum(own.sizes**2)))
+    return errors, sizes
+
+
+def _outputs(own: Lines, dials: Dials, errors: list[float], sizes: list[float]) -> dict[str, float]:
+    """`output_error`: the error of a layer's output relative to the adapter's change of it, as the
+    frames measure it: the root of the mean of squares over layers. `limit_bytes`: what Shannon's
+    bound needs for the same weighed error (metric_limit.py)."""
+    errors, sizes = np.array(errors), np.array(sizes)
+    some = sizes > 0
+    if not some.any():
+        return {"output_error": 0.0, "limit_bytes": 0.0}
+    first = np.unique(own.first)
+    weights = 2.0 ** (-2 * own.energies[first] * dials.relative / 255 / OCTAVE)
+    share = float(np.sum((weights * errors)[some]) / np.sum((weights * sizes)[some]))
+    return {
+        "output_error": float(np.sqrt(np.mean(errors[some] / sizes[some]))),
+        "limit_bytes": metric_limit.least_bytes(own, dials, share),
+    }
 
 
 def _bound_to(fixed: bytes, body: bytes) -> bytes:
@@ -194,17 +220,14 @@ def _rebuild(
     dials, energies = profiled.read_head(body, sum(ranks))
     if abs(dials.power) > MAX_POWER:
         raise PacketError(f"packet is altered: its power, {dials.power}, is out of range")
-    own = _lines(known, ranks, frames, dials.slope, energies)
-    values = profiled.unpack(own, dials, body)
+    profiles = _profiles(known, ranks, frames, dials.slope)
+    layers = [(rank, p) for rank, p in zip(ranks, profiles, strict=True) if rank]
     turns = _reflections(known, ranks, frames)
     found: dict[tuple[int, int], np.ndarray] = {}
-    at = 0
+    sent = [i for i, rank in enumerate(ranks) if rank]
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        for i, ((m, n), rank) in enumerate(zip(known.shapes, ranks, strict=True)):
-            if not rank:
-                continue
-            table = values[at : at + rank * (m + n)].reshape(rank, m + n)
-            at += rank * (m + n)
+        for i, table in zip(sent, profiled.unpack(energies, layers, dials, body), strict=True):
+            m = known.shapes[i][0]
             right = metric.out_of(turns[frames.layers[known.names[i]]], table[:, m:].T)
             found[i, 0] = np.ascontiguousarray(table[:, :m].T, np.float32)
             found[i, 1] = np.ascontiguousarray(right, np.float32)

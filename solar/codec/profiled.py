@@ -24,7 +24,7 @@ another in one range-coded stream (`constriction`).
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -121,12 +121,15 @@ def _model(index: int):
     return stream.model.Categorical(both, perfect=False)
 
 
-def steps(own: Lines, dials: Dials) -> np.ndarray:
+def steps(energies: np.ndarray, first: np.ndarray, dials: Dials) -> np.ndarray:
     """(c,) int: log2 of every component's squared step, relative to `power`."""
-    lead = own.energies[own.first]
-    weighed = (2 * 2 * lead * dials.relative + 255) // 510  # rounded in integers
-    finer = np.arange(len(own.energies)) < dials.boost
-    return dials.step + weighed - own.energies - finer
+    weighed = (2 * 2 * energies[first] * dials.relative + 255) // 510  # rounded in integers
+    finer = np.arange(len(energies)) < dials.boost
+    return dials.step + weighed - energies - finer
+
+
+def _steps(own: Lines, dials: Dials) -> np.ndarray:
+    return steps(own.energies, own.first, dials)
 
 
 def _spread(own: Lines, each: np.ndarray) -> np.ndarray:
@@ -136,14 +139,13 @@ def _spread(own: Lines, each: np.ndarray) -> np.ndarray:
 
 def classes(own: Lines, dials: Dials) -> np.ndarray:
     """(entries,) int, MOST at most."""
-    return np.minimum(_spread(own, own.energies - steps(own, dials)) + own.profiles, MOST)
+    return np.minimum(_spread(own, own.energies - _steps(own, dials)) + own.profiles, MOST)
 
 
-def _widths(own: Lines, dials: Dials, whole: np.ndarray) -> np.ndarray:
-    """(entries,) float64 steps. Above MOST they stay a fixed part of the deviation: nothing needs
+def _widths(energies: np.ndarray, profiles: np.ndarray, step: np.ndarray, power: int) -> np.ndarray:
+    """float64 steps of entries. Above MOST they stay a fixed part of the deviation: nothing needs
     more digits than that."""
-    finest = _spread(own, own.energies) + own.profiles - MOST
-    logs = np.maximum(_spread(own, steps(own, dials)), finest) + dials.power
+    logs = np.maximum(step, energies + profiles - MOST) + power
     return 2.0 ** (logs / (2 * OCTAVE))
 
 
@@ -161,7 +163,8 @@ def attempt(own: Lines, dials: Dials) -> Tried:
     whole = classes(own, dials)
     place = np.flatnonzero(whole >= LEAST)
     index = whole[place] - LEAST
-    width = _widths(own, dials, whole)[place]
+    energies, step = (_spread(own, x)[place] for x in (own.energies, _steps(own, dials)))
+    width = _widths(energies, own.profiles[place], step, dials.power)
     values = own.values[place]
     cell = np.floor(np.abs(values) / width + 1 - dead[index]).astype(np.int64)
     cell = np.clip(cell, 0, last[index])
@@ -185,14 +188,14 @@ def gains(own: Lines, decoded: np.ndarray) -> np.ndarray:
 def cost(own: Lines, dials: Dials) -> float:
     """Bits, and squared errors as bits at the price at which the entries are quantised."""
     tried = attempt(own, dials)
-    each = _spread(own, 2.0 ** ((steps(own, dials) + dials.power) / OCTAVE))
+    each = _spread(own, 2.0 ** ((_steps(own, dials) + dials.power) / OCTAVE))
     return float(tried.bits.sum() + np.sum((tried.decoded - own.values) ** 2 / each) / PRICE)
 
 
 def _worths(own: Lines, dials: Dials, tried: Tried) -> np.ndarray:
     """(c,) what a bit of a component gains, over the price at which its entries are quantised; no
     more than that of the components before it in its layer, which have to be sent too."""
-    size = 2.0 ** ((own.energies + steps(own, dials) + 2 * dials.power) / OCTAVE)
+    size = 2.0 ** ((own.energies + _steps(own, dials) + 2 * dials.power) / OCTAVE)
     worth = gains(own, tried.decoded) / (PRICE * size * (tried.bits + 8))
     place = np.arange(len(worth)) - own.first
     for rank in range(1, int(place.max(initial=0)) + 1):
@@ -204,7 +207,7 @@ def _worths(own: Lines, dials: Dials, tried: Tried) -> np.ndarray:
 def _range(own: Lines, dials: Dials) -> tuple[int, int]:
     """Steps between which anything changes: below the first every entry is as fine as it gets, at
     the second none is sent."""
-    zero = _spread(own, own.energies - steps(own, dials._replace(step=0, boost=0))) + own.profiles
+    zero = _spread(own, own.energies - _steps(own, dials._replace(step=0, boost=0))) + own.profiles
     return max(int(zero.min()) - MOST, -(2**15)), min(int(zero.max()) - LEAST + 1, 2**15 - 1)
 
 
@@ -240,7 +243,7 @@ def fill(
 
         many = wanted if fits(wanted) else _most(fits, 0, wanted)
         sent = taken(many)
-        weight = 2.0 ** (-(steps(own, here) + own.energies) / OCTAVE)
+        weight = 2.0 ** (-(_steps(own, here) + own.energies) / OCTAVE)
         return sent, wanted - many, float(np.sum((weight * gains(own, tried.decoded))[sent]))
 
     low, high = _range(own, dials)
@@ -313,33 +316,56 @@ def read_head(data: bytes, components: int) -> tuple[Dials, np.ndarray]:
     return dials, np.frombuffer(data, np.uint8, components, HEAD.size).astype(np.int64)
 
 
-def unpack(own: Lines, dials: Dials, data: bytes) -> np.ndarray:
-    """Decoded values (entries,) float64 of a payload whose head was read. Raises PacketError."""
+def unpack(
+    energies: np.ndarray, layers: list[tuple[int, np.ndarray]], dials: Dials, data: bytes
+) -> Iterator[np.ndarray]:
+    """Decoded values (rank, m + n) float64 of one layer after another of a payload whose head was
+    read; layers: rank and profile (m + n,) of each. Raises PacketError.
+
+    An entry of which nothing is sent costs the sender nothing: three bytes are held of each until
+    its layer's turn comes.
+    """
     from constriction import stream
 
-    words = np.frombuffer(data[HEAD.size + len(own.energies) :], "<u4").astype(np.uint32)
-    whole = classes(own, dials)
-    found, counts = np.unique(whole[whole >= LEAST], return_counts=True)
+    words = np.frombuffer(data[HEAD.size + len(energies) :], "<u4").astype(np.uint32)
+    ranks = np.array([rank for rank, _ in layers], np.int64)
+    first = np.cumsum(ranks) - ranks
+    step = steps(energies, np.repeat(first, ranks), dials)
+    held, counts = [], np.zeros(MOST - LEAST + 2, np.int64)
+    for at, (rank, profile) in zip(first.tolist(), layers, strict=True):
+        whole = (energies - step)[at : at + rank, None] + profile
+        held.append((np.clip(whole, LEAST - 1, MOST)).astype(np.int8))
+        counts += np.bincount(held[-1].ravel() - np.int64(LEAST - 1), minlength=len(counts))
+    found = [c for c in range(LEAST, MOST + 1) if counts[c - LEAST + 1]]
     # The likeliest cell of all needs this much: entries are not read from nothing.
-    least = [-math.log2(float((t := _table(int(c))[1]).max() / t.sum())) for c in found]
-    if 0.99 * float(np.dot(least, counts)) > 32 * len(words):
+    least = [-math.log2(float((t := _table(c)[1]).max() / t.sum())) for c in found]
+    if 0.99 * float(np.dot(least, [counts[c - LEAST + 1] for c in found])) > 32 * len(words):
         raise PacketError("packet is altered: its payload is too short for its layer table")
     decoder, again = stream.queue.RangeDecoder(words), stream.queue.RangeEncoder()
-    decoded = np.zeros(len(whole))
-    with np.errstate(over="ignore"):  # refused below
-        width = _widths(own, dials, whole)
+    cells = [np.zeros(whole.shape, np.int16) for whole in held]
     try:
-        for index, count in zip(found.tolist(), counts.tolist(), strict=True):
-            symbols = decoder.decode(_model(index), count)
-            again.encode(symbols, _model(index))
-            cell = symbols - (len(_table(index)[1]) - 1)
-            here = whole == index
-            decoded[here] = np.sign(cell) * _table(index)[2][np.abs(cell)] * width[here]
+        for index in found:
+            for whole, own in zip(held, cells, strict=True):
+                here = whole == index
+                if count := int(np.count_nonzero(here)):
+                    symbols = decoder.decode(_model(index), count)
+                    again.encode(symbols, _model(index))
+                    own[here] = symbols - (len(_table(index)[1]) - 1)
     except AssertionError:  # what constriction raises for words that no encoder writes
         raise PacketError("packet is altered: it holds a stream that no encoder writes") from None
     # The coder reads zeros past its end: only writing again tells whether these were all the words.
-    if not np.array_equal(again.get_compressed() if len(own.energies) else words[:0], words):
+    if not np.array_equal(again.get_compressed() if len(energies) else words[:0], words):
         raise PacketError("packet is altered: it holds a stream that is not in its one form")
-    if not np.isfinite(decoded).all():
-        raise PacketError("packet is altered: it holds non-finite coefficients")
-    return decoded
+    for i, (at, (rank, profile)) in enumerate(zip(first.tolist(), layers, strict=True)):
+        mine = slice(at, at + rank)
+        with np.errstate(over="ignore"):  # of entries that are not sent
+            width = _widths(energies[mine, None], profile, step[mine, None], dials.power)
+        whole, own, decoded = held[i], cells[i], np.zeros(width.shape)
+        held[i] = cells[i] = None
+        for index in np.unique(whole[whole >= LEAST]).tolist():
+            here = whole == index
+            cell = own[here]
+            decoded[here] = np.sign(cell) * _table(index)[2][np.abs(cell)] * width[here]
+        if not np.isfinite(decoded).all():
+            raise PacketError("packet is altered: it holds non-finite coefficients")
+        yield decoded

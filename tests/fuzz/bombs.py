@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from solar.codec import container, ecsq, packet, payload, solar
+from solar.codec import activation, container, ecsq, packet, payload, profiled, solar
 from solar.codec.coefficients import Side, coded_sides, targets_of
 from solar.codec.container import MAX_RANK, Packet
+from solar.codec.frame_file import Frame, FramesFile
 from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 
 from .campaign import MOST_MB, MOST_SECONDS, measured
 from .mutate import cut, join, sign
+from .seeds import finder
 
-LAYERS = 30
+LAYERS, DIRECTIONS = 30, 64
 WARM_UP = "a coefficient for every side"  # what reading it loads and compiles is not counted
+COARSE = 480  # step at which an entry of energy 255 is hardly sent
+WARM_FRAMES = "activation: a component for every layer"  # the same
 SHAPES = {"q_proj": (576, 576), "v_proj": (192, 576)}
 
 
@@ -43,7 +47,19 @@ class Drawn(Mapping):
         return len(self.names)
 
 
-def bombs(known: container.Base) -> dict[str, bytes]:
+def frames(known: container.Base) -> FramesFile:
+    """Frames with one input for each layer of q_proj and v_proj."""
+    rng = np.random.default_rng(4)
+    falling = -3 * np.arange(DIRECTIONS + 1, dtype=np.int16)
+    made = tuple(
+        Frame(rng.integers(-127, 128, (DIRECTIONS, 576)).astype(np.int8), falling)
+        for _ in range(LAYERS)
+    )
+    layers = {name: int(name.split(".")[1]) for name in known.names}
+    return FramesFile(made, layers, dict(zip(known.names, known.digests, strict=True)), {})
+
+
+def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
     """The packets by what they ask for."""
     layers = len(known.names)
     full = tuple(min(shape) for shape in known.shapes)
@@ -85,6 +101,20 @@ def bombs(known: container.Base) -> dict[str, bytes]:
         body = ecsq.pack(own, (price, -ecsq.MAX_BOOST, 0), energies, tables, chosen)
         return pack(ranks, cells, body)
 
+    def profiled_as(ranks, dials: tuple, energy: int, words: bytes = b"") -> bytes:
+        """An activation packet whose components all have this energy."""
+        body = profiled.HEAD.pack(*dials) + bytes([energy]) * sum(ranks) + words
+        fixed = activation.FIXED.pack(seen.hash, 0) + bytes(8)
+        return container.pack(Packet("activation", fixed, known.hash, None, ranks, body, b""))
+
+    def filled(ranks, power: int, step: int, share: float) -> bytes:
+        """An activation packet in which every entry that is sent is about so many steps."""
+        dials = profiled.Dials(power, step, 0, 0, 16)
+        own = activation._lines(known, ranks, seen, 16, np.full(sum(ranks), 255))
+        value = share * 2.0 ** ((power + step - 255) / 8)
+        body = profiled.pack(own._replace(values=np.full(len(own.profiles), value)), dials)
+        return profiled_as(ranks, dials, 255, body[profiled.HEAD.size + sum(ranks) :])
+
     def at_first(side: Side) -> np.ndarray:
         return np.zeros(1, np.int64)
 
@@ -93,6 +123,9 @@ def bombs(known: container.Base) -> dict[str, bytes]:
         return np.arange(MAX_SIZE) if side.layer == 0 else at_first(side)
 
     random, most = Recipe("random", MAX_SIZE), MAX_SIZE
+    # As many entries as there may be for a byte each of their components.
+    silent = tuple(0 if i % 6 == 0 else rank for i, rank in enumerate(full))
+    part = (*full[:10], *[0] * 50)
     many = Setting(random, keep=BUDGET, dtype="sign")
     everything = b"\xff" * (2 * sum(full[:4]))
     return {
@@ -123,16 +156,37 @@ def bombs(known: container.Base) -> dict[str, bytes]:
             full, cells, ecsq.HEAD.pack(0.0, 0, 0) + b"\xff" * sum(full) + bytes(4000)
         ),
         "entropy, a third of the layers in full": coarse((*full[:20], *[0] * 40)),
+        WARM_FRAMES: profiled_as(ones, (0, 2**15 - 1, 0, 0, 16), 99),
+        "activation, ranks of which nothing is sent, as many as their bytes allow": profiled_as(
+            silent, (0, 2**15 - 1, 0, 0, 16), 0
+        ),
+        "activation, full ranks of which nothing is sent, and more bytes": profiled_as(
+            full, (0, 2**15 - 1, 0, 0, 16), 255, bytes(2000)
+        ),
+        "activation, full ranks at the finest step": profiled_as(
+            full, (0, -(2**15), 0, 255, 255), 255, bytes(4000)
+        ),
+        "activation, a sixth of the layers in full, every entry zero": filled(part, 0, COARSE, 0.0),
+        "activation, a sixth of the layers in full, of the largest numbers": filled(
+            part, activation.MAX_POWER, COARSE, 1e5
+        ),
+        "activation, a sixth of the layers in full, of many digits": filled(part, 0, 300, 1e5),
     }
 
 
 def main() -> int:
     warnings.simplefilter("error", RuntimeWarning)
     base, broken = Drawn(), 0
-    for what, data in bombs(container.identify(base, base)).items():
-        if what == WARM_UP:
-            measured(lambda data=data: packet.decode(data, base) and "")
-        for read in (packet.inspect, lambda data: packet.decode(data, base)):
+    known = container.identify(base, base)
+    seen = frames(known)
+
+    def decode(data: bytes) -> packet.Decoded:
+        return packet.decode(data, base, frames=finder(seen))
+
+    for what, data in bombs(known, seen).items():
+        if what in (WARM_UP, WARM_FRAMES):
+            measured(lambda data=data: decode(data) and "")
+        for read in (packet.inspect, decode):
             found = measured(lambda read=read, data=data: read(data) and "something")
             bad = found.kind == "fault" or found.seconds > MOST_SECONDS or found.megabytes > MOST_MB
             broken += bad

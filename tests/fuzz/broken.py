@@ -15,7 +15,7 @@ import numpy as np
 
 from solar.codec.container import CHECKSUM
 
-from .mutate import HEADER, RECIPE, cut, join, sign
+from .mutate import DIALS, HEADER, RECIPE, cut, join, sign
 from .seeds import PACKETS
 
 BROKEN = Path(__file__).parent / "broken"
@@ -51,6 +51,13 @@ def _body(seed: str, change: Callable[[bytes], bytes]) -> bytes:
     return _part(data, payload=change(cut(data).payload))
 
 
+def _dial(field: str, value: int) -> bytes:
+    """The seed `activation` with a field of its payload's head changed."""
+    at, form = DIALS[field]
+    new = struct.pack("<" + form, value)
+    return _body("activation", lambda payload: payload[:at] + new + payload[at + len(new) :])
+
+
 def _filled(seed: str, byte: bytes) -> bytes:
     """A seed with this byte all over its payload."""
     return _body(seed, lambda payload: byte * len(payload))
@@ -67,6 +74,7 @@ def cases() -> dict[str, tuple[bytes, str]]:
     """Bytes and a part of the message, by name."""
     plain, heads, listed, bits = map(_seed, ("sign", "heads-float16", "listed", "4-bits"))
     own, layers = cut(plain), cut(plain).fixed[5]
+    seen = _seed("activation")
     flipped = bytearray(plain)
     flipped[120] ^= 4
     recipe = {
@@ -143,6 +151,23 @@ def cases() -> dict[str, tuple[bytes, str]]:
         "bits-short": (_body("4-bits", lambda x: x[:9]), "payload does not fit"),
         "bits-nan": (_filled("4-bits", b"\xff"), "non-finite entries"),
         "floats-short": (_body("float32-factors", lambda x: x[:-4]), "payload does not fit"),
+        "frames": (_part(seen, parameters=bytes(16) + cut(seen).parameters[16:]), "needs the fram"),
+        "frames-parameters": (_part(seen, parameters=own.parameters), "parameters have the wrong"),
+        "frames-checksum": (
+            _part(seen, parameters=cut(seen).parameters[:-1] + b"\0"), "basis mismatch",
+        ),
+        "profiled-power": (_dial("power", 2**12 + 1), "its power, 4097, is out of range"),
+        "profiled-boost": (_dial("boost", 2**16 - 1), "payload is not in its one form"),
+        "profiled-finest": (_dial("step", -(2**15)), "payload is too short for its layer table"),
+        "profiled-coarsest": (_dial("step", 2**15 - 1), "a stream that is not in its one form"),
+        "profiled-large": (_dial("power", 2**12), "non-finite coefficients"),
+        "profiled-relative": (_dial("relative", 0), "altered"),
+        "profiled-none": (_body("activation", lambda x: b""), "payload is too short"),
+        "profiled-short": (_body("activation", lambda x: x[:-4]), "altered"),
+        "profiled-more": (_body("activation", lambda x: x + bytes(4)), "not in its one form"),
+        "profiled-nothing": (
+            _body("activation-nothing", lambda x: x + bytes(4)), "not in its one form",
+        ),
         "head-path": (_part(heads, heads=head(b"../../x\0.weight")), "a head has a broken name"),
         "head-line": (_part(heads, heads=head(b"a\nb.weight")), "a head has a broken name"),
         "head-coding": (_part(heads, heads=head(b"\xff")), "a head has a broken name"),

@@ -7,8 +7,9 @@ would, through `packet.inspect` and `packet.decode`; every tenth also as a file 
 and `api.expand`. What must hold, or the exit status is 1:
 
 - nothing but PacketError is ever raised, warnings of NumPy included;
-- what keeps its old checksum never decodes to other weights, and neither does a SOLAR payload that
-  was signed again (a signed baseline or head is another valid packet: these are counted apart);
+- what keeps its old checksum never decodes to other weights, and neither does a payload of SOLAR or
+  activation that was signed again (a signed baseline or head is another valid packet: these are
+  counted apart);
 - memory over that of an intact packet stays below 200 MB, and no mutant takes more than 20 s of
   processor time;
 - `verify` and `expand` say the same, and `expand` leaves the two files of an adapter or nothing.
@@ -31,11 +32,12 @@ import numpy as np
 
 from solar import api
 from solar.codec import packet
-from solar.codec.container import PacketError
+from solar.codec.container import METHODS, PacketError
+from solar.codec.frame_file import FramesFile
 from solar.weights.matrices import open_matrices
 
 from .mutate import mutant, sign
-from .seeds import Seed, load, usual, write_base
+from .seeds import Seed, finder, frames, load, usual, write_base, write_frames
 
 MUTANTS, EVERY = 12000, 10
 SAME = 1e-5  # relative: what rounding of a basis may change
@@ -44,11 +46,14 @@ WRITTEN = ["adapter_config.json", "adapter_model.safetensors"]
 
 
 class Bench(NamedTuple):
-    """What mutants are read against: the base, and the seeds with their updates as matrices."""
+    """What mutants are read against: the base, its frames, and the seeds with their updates as
+    matrices."""
 
     folder: Path
     base: Path
+    frames: Path
     weights: dict[str, np.ndarray]
+    seen: FramesFile
     names: tuple[str, ...]
     seeds: dict[str, Seed]
     updates: dict[str, dict[str, np.ndarray]]
@@ -70,7 +75,8 @@ def bench(folder: Path) -> Bench:
     names, held = usual(weights), dict(weights)
     seeds = load(held, names, folder / "cache")
     updates = {name: _products(seed.factors) for name, seed in seeds.items()}
-    return Bench(folder, base, held, names, seeds, updates)
+    own = write_frames(folder / "base.frames", held)
+    return Bench(folder, base, own, held, frames(held), names, seeds, updates)
 
 
 def _products(factors) -> dict[str, np.ndarray]:
@@ -109,11 +115,22 @@ def _differs(own: Bench, name: str, found: dict[str, np.ndarray], heads: dict) -
     return " and ".join(parts)
 
 
+def decode(own: Bench, data: bytes) -> packet.Decoded:
+    """What the packet holds, by the base and frames of the bench. Raises PacketError."""
+    return packet.decode(
+        data,
+        own.weights,
+        usual_names=own.names,
+        cache=own.folder / "cache",
+        frames=finder(own.seen),
+    )
+
+
 def read_in_memory(own: Bench, data: bytes) -> str:
     """What the mutant differs in from the seed that it is closest to, "" where it is the same.
     Raises PacketError."""
     packet.inspect(data)
-    decoded = packet.decode(data, own.weights, usual_names=own.names, cache=own.folder / "cache")
+    decoded = decode(own, data)
     found = _products(decoded.factors)
     return min((_differs(own, name, found, decoded.heads) for name in own.seeds), key=len)
 
@@ -126,7 +143,11 @@ def read_as_file(own: Bench, data: bytes) -> None:
     file, out = folder / "mutant.solar", folder / "adapter"
     file.write_bytes(data)
     said, base = [], str(own.base)
-    for verb in (lambda: api.verify(file, base), lambda: api.expand(file, base, out)):
+    given = {"frames": own.frames}
+    for verb in (
+        lambda: api.verify(file, base, **given),
+        lambda: api.expand(file, base, out, **given),
+    ):
         try:
             verb()
             said.append(None)
@@ -192,7 +213,7 @@ def family(message: str) -> str:
 def is_allowed(method: str, signed: bool, text: str) -> bool:
     """Whether a packet may decode to something else: only if signed again, and then what no basis
     checksum covers, heads and baselines."""
-    return signed and (method != "solar" or text == "heads")
+    return signed and (method not in ("solar", "activation") or text == "heads")
 
 
 def run(
@@ -226,7 +247,7 @@ def run(
             families[family(found.text)] += found.kind == "refused"
             slowest = max(slowest, (found.seconds, label))
             largest = max(largest, (found.megabytes - intact, label))
-            method = ("solar", "float", "bits")[data[5] % 3] if len(data) > 5 else "none"
+            method = METHODS[data[5] % len(METHODS)] if len(data) > 5 else "none"
             if found.kind == "other":
                 others[method, found.text, kind if found.text == "update" else what] += 1
             if found.kind == "fault":

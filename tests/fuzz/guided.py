@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["solar.codec"]):
     from solar.weights.matrices import open_matrices
 
 from .mutate import mend, sign
-from .seeds import PACKETS, usual, write_base
+from .seeds import PACKETS, finder, frames, usual, write_base
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="solar-guided-"))
     weights = open_matrices(str(write_base(folder / "base")))
     names, base = usual(weights), dict(weights)
+    given = {"usual_names": names, "cache": folder / "cache", "frames": finder(frames(base))}
 
     def read(data: bytes) -> None:
         if len(data) < CHECKSUM:
@@ -36,12 +37,12 @@ def main() -> None:
         signed = sign(mend(data))
         try:
             packet.inspect(signed)
-            packet.decode(signed, base, usual_names=names, cache=folder / "cache")
+            packet.decode(signed, base, **given)
         except PacketError:
             pass
 
     for path in sorted(PACKETS.glob("*.solar")):  # what they load and compile is not watched
-        packet.decode(path.read_bytes(), base, usual_names=names, cache=folder / "cache")
+        packet.decode(path.read_bytes(), base, **given)
     corpus = folder / "corpus"
     corpus.mkdir()
     atheris.Setup([*sys.argv, "-max_len=8192", "-timeout=30", "-rss_limit_mb=4096",

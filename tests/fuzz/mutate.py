@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec import checksum, solar
+from solar.codec import activation, checksum, profiled, solar
 from solar.codec.container import CHECKSUM, FIXED, MAGIC
 
 # Fields of the fixed header and of SOLAR's parameters behind it: name -> (offset, struct format).
@@ -40,6 +40,16 @@ RECIPE = {
     "power": (20, "h"),
     "offset": (22, "H"),
     "basis checksum": (24, "Q"),
+}
+# The same for activation: its parameters, and the head of its payload with an energy behind it.
+FRAMES = {"frames": (0, "Q"), "offset": (16, "H"), "basis checksum": (18, "Q")}
+DIALS = {
+    "power": (0, "h"),
+    "step": (2, "h"),
+    "boost": (4, "H"),
+    "relative": (6, "B"),
+    "slope": (7, "B"),
+    "energy": (8, "B"),
 }
 FLOATS = (np.nan, np.inf, -np.inf, -0.0, 1e-45, 1e-30, 1.0, 1e30, -1.0)
 SIZES = (0, 1, 2, 3, 12, 20, 24, 25, 40, 64, 255, 1000, 16383, 32767, 65534, 65535)
@@ -147,9 +157,15 @@ def header(rng, data, _) -> Mutation:
 
 
 def recipe(rng, data, _) -> Mutation:
-    """Fields of the parameters set to extremes; the baselines' are a byte and a power."""
-    if len(cut(data).parameters) == solar.PARAMETERS.size + checksum.LENGTH:
+    """Fields of the parameters set to extremes, or dials; the baselines' are a byte and a power."""
+    own = cut(data)
+    if len(own.parameters) == solar.PARAMETERS.size + checksum.LENGTH:
         return _fields(rng, data, RECIPE, FIXED.size)
+    if len(own.parameters) == activation.FIXED.size + checksum.LENGTH:
+        first = FIXED.size + sum(map(len, (own.parameters, own.names, own.table)))
+        if len(own.payload) > profiled.HEAD.size and rng.integers(4):
+            return _fields(rng, data, DIALS, first)
+        return _fields(rng, data, FRAMES, FIXED.size)
     return _fields(rng, data, {"format": (0, "B"), "power": (1, "h")}, FIXED.size)
 
 

@@ -15,13 +15,21 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from solar.adapters import targets
-from solar.codec import packet
+from solar.codec import container, frame_file, packet
 from solar.codec.factors import Factors, canonical
+from solar.codec.frame_file import Frame, FramesFile
 from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 from solar.weights.matrices import Matrices, open_matrices
 
 HIDDEN, KEYS, WIDE, LAYERS, WORDS = 24, 12, 40, 2, 8
 RANK = 3
+DIRECTIONS = 8  # in a frame
+INPUTS = (
+    ("self_attn.q", "self_attn.k", "self_attn.v"),
+    ("self_attn.o",),
+    ("mlp.gate", "mlp.up"),
+    ("mlp.down",),
+)
 
 
 PACKETS = Path(__file__).parent / "packets"
@@ -83,6 +91,32 @@ def usual(weights: Matrices) -> tuple[str, ...]:
     return targets.usual_names(weights.family, weights)
 
 
+def frames(weights: Mapping) -> FramesFile:
+    """Frames of every projection of the base, of integers alone: the same on every machine."""
+    rng = np.random.default_rng(3)
+    made, layers = [], {}
+    for layer in range(LAYERS):
+        for together in INPUTS:
+            names = [f"model.layers.{layer}.{part}_proj" for part in together]
+            width = weights[names[0]].shape[1]
+            rows = rng.integers(-127, 128, (DIRECTIONS, width)).astype(np.int8)
+            falling = -np.cumsum(rng.integers(0, 6, DIRECTIONS + 1)).astype(np.int16)
+            layers |= dict.fromkeys(names, len(made))
+            made.append(Frame(rows, falling))
+    known = container.identify(weights, layers)
+    digests = dict(zip(known.names, known.digests, strict=True))
+    return FramesFile(tuple(made), layers, digests, {"text": "none"})
+
+
+def write_frames(path: Path, weights: Mapping) -> Path:
+    return frame_file.write(path, frames(weights))
+
+
+def finder(own: FramesFile):
+    """What packet.decode takes: a function from a hash to these frames, or None."""
+    return lambda wanted: own if wanted == own.hash else None
+
+
 def update(weights: Mapping, names: tuple[str, ...], ranks: tuple[int, ...]) -> dict[str, Factors]:
     """Canonical factors of seeded random updates of these ranks."""
     rng = np.random.default_rng(1)
@@ -133,7 +167,7 @@ def settings() -> dict[str, tuple[Setting, int | None]]:
 
 def encoded(weights: Matrices) -> dict[str, bytes]:
     """The packets of all seeds by name."""
-    from solar.codec import baselines
+    from solar.codec import activation, baselines
     from solar.codec.encode import encode
 
     names = usual(weights)
@@ -163,14 +197,28 @@ def encoded(weights: Matrices) -> dict[str, bytes]:
     baseline("truncate", "truncate", rank=1, heads=heads())
     for bits in baselines.WIDTHS:
         baseline(f"{bits}-bits", "bits", bits=bits)
+    seen = frames(weights)
+
+    def profiled(name: str, factors, budget: int, **given) -> None:
+        given = {"usual_names": names, "budget_bytes": budget} | given
+        found[name] = activation.encode(factors, weights, seen, **given).data
+
+    profiled("activation", whole, 300)
+    profiled("activation-heads", whole, 450, relative=0.4, heads=heads())
+    # More than it can use: every entry as fine as it gets.
+    profiled("activation-fine", update(weights, names, (1, 0, 0, 2)), 900, relative=0.0)
+    profiled("activation-listed", update(weights, few, (2, 0, 1)), 400, usual_names=None)
+    profiled("activation-nothing", nothing, 200)
     return found
 
 
 def load(weights: Mapping, usual_names: tuple[str, ...], cache: Path) -> dict[str, Seed]:
     """The seeds as they lie in `packets/`, decoded."""
-    found = {}
+    found, known = {}, finder(frames(weights))
     for path in sorted(PACKETS.glob("*.solar")):
-        decoded = packet.decode(path.read_bytes(), weights, usual_names=usual_names, cache=cache)
+        decoded = packet.decode(
+            path.read_bytes(), weights, usual_names=usual_names, cache=cache, frames=known
+        )
         found[path.stem] = Seed(path.read_bytes(), decoded.factors, decoded.heads)
     return found
 
