@@ -20,7 +20,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
     resources = {"metadata": {"path": str(FOLDER)}}
     # Times of every cell would differ in each commit.
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", record_timing=False, resources=resources
+        notebook, timeout=240, kernel_name="python3", record_timing=False, resources=resources
     )
     return client.execute()
 
