@@ -45,7 +45,7 @@ from solar.files import write_whole
 from solar.tasks.stand_in import with_stand_in
 
 TINY = {
-    "train": {"steps": 4, "batch_size": 8, "checkpoint_every": 2},
+    "train": {"steps": 4, "batch_size": 8, "accumulate": 1, "checkpoint_every": 2},
     "evaluate": {"batch_size": 16},
 }
 TINY_TASK = {"train": 64, "validation": 16, "test": 32}
