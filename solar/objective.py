@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from solar.errors import SolarError
-from solar.tasks.task import Task
+from solar.tasks.task import LABELLED, Task
 
 
 class Outcome(NamedTuple):
@@ -53,7 +53,7 @@ def aim_of(task: Task, base) -> Aim:
 
 def predict(model, aim: Aim, batch: Mapping[str, Array]) -> Array:
     """What the output head is applied to wherever something is predicted: hidden states, (B, D) for
-    label_token and (B, T - 1, D) for next_token; for image_class the logits (B, C) themselves.
+    the two of labels and (B, T - 1, D) for next_token; for image_class the logits (B, C) themselves.
     """
     if aim.objective == "image_class":
         pixels = batch["pixels"].astype(jnp.float32) / 255.0
@@ -71,7 +71,9 @@ def measure(model, aim: Aim, batch: Mapping[str, Array], reference: Array | None
     up.
 
     label_token: the vocabulary-wide cross-entropy of the label's token after the last real one;
-    correct where it is the likeliest of the label tokens. next_token: cross-entropy over target
+    correct where it is the likeliest of the label tokens. label_choice: the same, but the
+    cross-entropy, too, is over the label tokens alone, for bases whose rare tokens' embeddings are
+    too small to lift them above a whole vocabulary. next_token: cross-entropy over target
     tokens; correct counts tokens that are likeliest. image_class: cross-entropy and top-1.
     ``reference`` is what :func:`predict` gave with other weights and the same output head: the
     divergence is KL(reference || model) over the same vocabulary or classes.
@@ -81,19 +83,24 @@ def measure(model, aim: Aim, batch: Mapping[str, Array], reference: Array | None
     if aim.objective == "image_class":
         logits, target = state, batch["label"]
         correct = jnp.argmax(logits, -1) == target
-    elif aim.objective == "label_token":
-        logits, options = project(state, model.head()), jnp.asarray(aim.label_tokens)
-        target = options[batch["label"]]
-        correct = jnp.argmax(logits[:, options], -1) == batch["label"]
+    elif aim.objective in LABELLED:
+        options = jnp.asarray(aim.label_tokens)
+        among = aim.objective == "label_choice"
+        head = model.head()[options] if among else model.head()
+        logits = project(state, head)
+        target = batch["label"] if among else options[batch["label"]]
+        answers = logits if among else logits[:, options]
+        correct = jnp.argmax(answers, -1) == batch["label"]
     else:
         weight = batch["target_mask"][:, 1:] * weight[:, None]
-        logits, target = project(state, model.head()), batch["tokens"][:, 1:]
+        head = model.head()
+        logits, target = project(state, head), batch["tokens"][:, 1:]
         correct = jnp.argmax(logits, -1) == target
     loss = cross_entropy(logits, target)
     divergence = jnp.zeros(())
     if reference is not None:
         images = aim.objective == "image_class"
-        before = reference if images else project(reference, model.head())
+        before = reference if images else project(reference, head)
         divergence = (kullback_leibler(before, logits) * weight).sum()
     return Outcome((loss * weight).sum(), (correct * weight).sum(), weight.sum(), divergence)
 

@@ -23,6 +23,7 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "task"
 PAD = 0
 ARRAYS = {
     "label_token": {"tokens": np.int32, "mask": np.bool_, "label": np.int32},
+    "label_choice": {"tokens": np.int32, "mask": np.bool_, "label": np.int32},
     "next_token": {"tokens": np.int32, "mask": np.bool_, "target_mask": np.bool_},
     "image_class": {"pixels": np.uint8, "label": np.int32},
 }

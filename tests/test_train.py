@@ -16,6 +16,8 @@ from golden.bases import base_of
 from solar.adapters import full, lora
 from solar.adapters.lora import LoraConfig
 from solar.errors import SolarError
+from solar.models.structure import assemble, structure
+from solar.score import make_scorer
 from solar.tasks.task import Task
 from solar.train import TrainConfig, learning_rate, parse, rows, train
 
@@ -254,3 +256,22 @@ def test_learning_rate_warms_up_and_decays(schedule):
     assert values[10] == pytest.approx(0.5)
     assert values[100] == pytest.approx(0.5 if schedule == "constant" else 0.0, abs=1e-6)
     assert (np.diff(values[10:]) <= 1e-9).all()
+
+
+def test_a_choice_of_labels_counts_the_labels_alone():
+    base, one = small(), toy_task()
+    choice = replace(one, objective="label_choice", identity="choice")
+    hidden, _ = assemble(structure(base.config), dict(base.params))(
+        one.test["tokens"], one.test["mask"]
+    )
+    last = hidden[np.arange(len(hidden)), one.test["mask"].sum(1) - 1]
+    head = base.params["transformer.wte.weight"]
+    scores, label = np.asarray(last @ head.T, np.float64), one.test["label"]
+    rows = np.arange(len(label))
+    for task, over in ((one, scores), (choice, scores[:, one.label_tokens])):
+        expected = np.log(np.exp(over).sum(1)) - scores[rows, one.label_tokens[label]]
+        found = make_scorer(base, task, {})({}, {})
+        assert found["loss"] == pytest.approx(expected.mean(), rel=1e-5)
+        assert found["score"] == np.mean(scores[:, one.label_tokens].argmax(1) == label)
+    trained = train(base, lora.METHOD, LORA, choice, RUN)
+    assert trained.losses[0] == pytest.approx(np.log(2), abs=0.3), "of two, not of a vocabulary"

@@ -4,8 +4,8 @@ A config is a plain mapping, the node of one file in configs/task. Common keys: 
 objective, columns (what the template calls a column: what the data calls it, or COLUMN.2 for an
 entry of a list), splits (which of the source's splits each of ours comes from), train, validation,
 test (sizes; null for all that is left), shots_per_class and group (a column whose values each stay
-in one split). Text has template, template_without, max_tokens, then labels (objective label_token),
-or target or separator (next_token); images have image_size and labels.
+in one split). Text has template, template_without, max_tokens, then labels (objectives label_token
+and label_choice), or target or separator (next_token); images have image_size and labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from solar.errors import SolarError
 from solar.tasks.images import image_classification
 from solar.tasks.sources import RunningText, open_source, running_text
-from solar.tasks.task import Source, Task, identity_of, read_request
+from solar.tasks.task import LABELLED, Source, Task, identity_of, read_request
 from solar.tasks.text import Encode, classification, generation, running
 
 __all__ = ["RunningText", "Task", "build", "running_text"]
@@ -25,6 +25,7 @@ _COMMON = {
 }  # fmt: skip
 _KEYS = {
     "label_token": {"template", "template_without", "max_tokens", "labels"},
+    "label_choice": {"template", "template_without", "max_tokens", "labels"},
     "next_token": {"template", "template_without", "max_tokens", "target", "separator"},
     "image_class": {"image_size", "labels"},
 }
@@ -95,12 +96,12 @@ def build(
         if encode is None or pad_id is None:
             raise SolarError(f"task {name}: text needs a model with a tokenizer, this one has none")
         _positive(config.get("max_tokens"), name, "max_tokens")
-        if objective == "label_token" or "target" in config:
+        if objective in LABELLED or "target" in config:
             if not isinstance(config.get("template"), str):
                 raise SolarError(
                     f"task {name}: set template, such as 'Review: {{text}}\\nSentiment:'"
                 )
-        if objective == "label_token":
+        if objective in LABELLED:
             splits, classes, tokens_of, facts = classification(
                 config, source, request, encode, pad_id
             )
@@ -109,6 +110,8 @@ def build(
         else:
             splits, facts = running(config, source, request, encode, pad_id, eos_id)
     hashed = splits if tokens_of is None else {**splits, "classes": {"label_tokens": tokens_of}}
+    if objective == "label_choice":  # the same arrays as label_token's, another loss
+        hashed |= {"objective": {objective: tokens_of}}
     return Task(
         name, objective, splits["train"], splits["validation"], splits["test"], classes, tokens_of,
         identity_of(hashed), {"origin": source.origin, "seed": seed, **facts},

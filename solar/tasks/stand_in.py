@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from solar.errors import SolarError
-from solar.tasks.task import Source
+from solar.tasks.task import LABELLED, Source
 
 LEAST_ROWS = 240  # a split; more where every class needs its few
 ROWS_A_CLASS = 4
@@ -181,7 +181,7 @@ def with_stand_in(task: Mapping[str, Any]) -> dict[str, Any]:
     if of is None:
         return dict(task)
     changed = {**task, "source": {"kind": "stand_in", "of": of}}
-    if task.get("objective") == "label_token":
+    if task.get("objective") in LABELLED:
         schema = SCHEMAS[of]
         names = schema.classes or _classes(schema.labels)
         names = list(task.get("labels") or names) if schema.classes else names

@@ -16,6 +16,7 @@ import numpy as np
 
 from solar.errors import SolarError
 
+LABELLED = ("label_token", "label_choice")  # objectives that ask for the token of a label
 SPLITS = ("test", "validation", "train")  # the order in which they are drawn
 
 
@@ -25,6 +26,7 @@ class Task:
 
     objective 'label_token': tokens (N, T) int32, mask (N, T) bool, label (N,) int32 class index;
     the token label_tokens[label] is to be predicted after the last real token.
+    objective 'label_choice': the same arrays; it is to be told from the other label tokens only.
     objective 'next_token': tokens, mask and target_mask (N, T) bool, True where the token at that
     place is a target whose loss counts (never at place 0).
     objective 'image_class': pixels (N, H, W, 3) uint8, label (N,) int32.
