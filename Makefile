@@ -12,6 +12,8 @@
 PYTHON ?= python3
 ARGS ?=
 TORCH_INDEX ?=
+# Processes that share the files of `make test`.
+TESTERS ?= 2
 
 VENV := .venv
 # Apart, so that `make test` keeps proving that nothing needs torch.
@@ -34,7 +36,7 @@ notebooks: $(VENV)/.installed
 	$(VENV)/bin/python notebooks/run.py $(ARGS)
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
 
 test-parity: $(PARITY)/.installed
 	$(PARITY)/bin/python -m pytest -m parity $(ARGS)
