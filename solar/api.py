@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from solar import packages
-from solar.codec import packet
+from solar.codec import container, packet
 from solar.codec.container import PacketError, Watch, unwatched
 from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 from solar.errors import SolarError
@@ -91,8 +91,9 @@ def compress(
     }
     factors = canonical(read.pairs)
     if setting is None:
-        found = for_base(frames, base, weights, factors, watch)
-        coded = activation.encode(factors, weights, found, **common)
+        known = container.identify(weights, factors, watch)
+        found = for_base(frames, base, weights, known, watch)
+        coded = activation.encode(factors, weights, found, known=known, **common)
     else:
         cache = packages.cache_dir() / "bases"
         coded = encode(factors, weights, setting, cache=cache, **common)

@@ -2,14 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from solar import packages
 from solar.codec import container, frame_file
-from solar.codec.container import Watch, unwatched
+from solar.codec.container import Base, Watch, unwatched
 from solar.codec.frame_file import FramesFile
 from solar.errors import SolarError
 
@@ -31,13 +31,10 @@ def keep(own: FramesFile, weights: Mapping[str, np.ndarray]) -> Path:
     return frame_file.write(_folder() / f"{_mark(weights)}-{own.hash.hex()}.frames", own)
 
 
-def known(weights: Mapping[str, np.ndarray], names: Iterable[str]) -> FramesFile | None:
+def known(weights: Mapping[str, np.ndarray], own: Base) -> FramesFile | None:
     """The newest frames in the cache that were measured on a base with these projections and, in
-    the layers `names`, with these very weights."""
-    found = list(_folder().glob(f"{_mark(weights)}-*.frames"))
-    if not found:
-        return None
-    own = container.identify(weights, names)
+    the layers that `own` identifies, with these very weights."""
+    found = _folder().glob(f"{_mark(weights)}-*.frames")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         frames = frame_file.read(path)
         if all(frames.digests.get(k) == d for k, d in zip(own.names, own.digests, strict=True)):
@@ -79,14 +76,14 @@ def for_base(
     given: str | os.PathLike | None,
     spec: str,
     weights: Mapping[str, np.ndarray],
-    names: Iterable[str],
+    own: Base,
     watch: Watch = unwatched,
 ) -> FramesFile:
-    """The frames to code the layers `names` with: those in the file `given`, those in the cache, or
+    """The frames to code the layers with that `own` identifies: those in the file `given`, those in the cache, or
     new ones."""
     if given is not None:
         return frame_file.read(given)
-    found = known(weights, names)
+    found = known(weights, own)
     if found is None:
         try:
             found = made(spec, watch)

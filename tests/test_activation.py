@@ -306,13 +306,13 @@ def test_frames_of_a_base_cover_every_projection(family):
 def test_frames_in_the_cache_are_those_of_the_same_weights(tmp_path, monkeypatch, base, frames):
     """Two bases that differ only in a layer that an adapter changes do not share frames."""
     monkeypatch.setenv("SOLAR_CACHE", str(tmp_path))
-    assert frame_store.known(base, NAMES) is None
+    assert frame_store.known(base, container.identify(base, NAMES)) is None
     frame_store.keep(frames, base)
-    assert frame_store.known(base, NAMES).hash == frames.hash
+    assert frame_store.known(base, container.identify(base, NAMES)).hash == frames.hash
     assert frame_store.by_hash(frames.hash).hash == frames.hash
     moved = dict(base) | {NAMES[2]: base[NAMES[2]] + 1e-3}
-    assert frame_store.known(moved, NAMES) is None
-    assert frame_store.known(moved, NAMES[3:]).hash == frames.hash
+    assert frame_store.known(moved, container.identify(moved, NAMES)) is None
+    assert frame_store.known(moved, container.identify(moved, NAMES[3:])).hash == frames.hash
 
 
 def test_another_process_with_other_threads_makes_the_same_frames(tmp_path):

@@ -92,6 +92,7 @@ def encode(
     *,
     budget_bytes: int,
     relative: float = 1.0,
+    known: Base | None = None,
     heads: Mapping[str, np.ndarray] | None = None,
     head_dtype: str = "float16",
     usual_names: Iterable[str] | None = None,
@@ -99,12 +100,13 @@ def encode(
 ) -> Encoded:
     """A `.solar` file of at most `budget_bytes` with what it decodes to and its record.
 
-    factors, base, heads, usual_names and watch as in encode.py. relative: from 0, where errors of
+    factors, base, heads, usual_names and watch as in encode.py. known: what container.identify says
+    of the base's layers `factors`, where that has been asked already. relative: from 0, where errors of
     the layers' outputs count as they are, to 1, where each counts relative to the layer's own
     change of its output. How fast the energy of a factor falls with the eigenvalues is found by
     trial. Raises SolarError where the frames do not fit the base.
     """
-    known = container.identify(base, factors, watch)
+    known = known or container.identify(base, factors, watch)
     frame_file.check(frames, known.names, known.digests)
     ordered = container.in_order(known, factors)
     names, packed = container.listed(known, usual_names), pack_heads(heads, head_dtype)

@@ -16,6 +16,7 @@ whether its grid is shifted by half a step, which keeps it a quarter of a step f
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,17 +37,22 @@ def energy(table: np.ndarray) -> np.ndarray:
     return np.einsum("bij,bij->b", table, table)
 
 
+@lru_cache(maxsize=8)
+def _signs(dim: int) -> np.ndarray:
+    """(dim, ROWS) float64, the same for all sides of a width: a base has few widths."""
+    keys = threefry.fold(0, dim, STREAM, np.arange(ROWS))
+    return np.where(threefry.words(keys, dim) >> 31, -1.0, 1.0).T
+
+
 def sketch(rows: np.ndarray, sent: np.ndarray) -> np.ndarray:
     """(b, t, ROWS) float64 numbers of a batch of sides.
 
     rows (b, t, d) float32 are what coefficients of energy `sent` (b,) decode to.
     """
-    dim = rows.shape[-1]
-    keys = threefry.fold(0, dim, STREAM, np.arange(ROWS))
-    signs = np.where(threefry.words(keys, dim) >> 31, -1.0, 1.0)
+    signs = _signs(rows.shape[-1])
     rows = np.asarray(rows, np.float64)
     norm = np.sqrt(energy(rows) + sent)[:, None, None]
-    return rows @ signs.T / np.where(norm > 0, norm, 1)
+    return rows @ signs / np.where(norm > 0, norm, 1)
 
 
 def whole(numbers: list[np.ndarray], norms: np.ndarray) -> np.ndarray:
