@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from solar.codec.omp import pursue
+from solar.codec.blas import cholesky
 from solar.codec.select import Fit, fit, refit
 
 
@@ -166,3 +167,15 @@ def test_default_matmul_precision_does_not_matter():
     with jax.default_matmul_precision("bfloat16"):
         low = np.asarray(pursue(atoms, targets, weights, counts, most=24))
     np.testing.assert_array_equal(plain, low)
+
+
+def test_cholesky_without_the_lock_is_lapacks():
+    x = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
+    gram = np.asfortranarray(x @ x.T)
+    whole = gram.copy(order="F")
+    assert cholesky(whole)
+    np.testing.assert_allclose(np.tril(whole), np.linalg.cholesky(gram), atol=1e-6)
+    assert not cholesky(np.asfortranarray(gram - 2 * np.linalg.norm(gram) * np.eye(5, dtype="f4")))
+    for wrong in (gram.astype(np.float64), np.zeros((2, 3), "f4", "F"), np.zeros((4, 4), "f4")[::2]):
+        with pytest.raises(ValueError, match="cholesky needs"):
+            cholesky(wrong)

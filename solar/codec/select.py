@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from solar.codec.blas import cholesky
+
 TINY = np.finfo(np.float32).tiny
 
 
@@ -53,14 +55,14 @@ def _gram(atoms: np.ndarray) -> np.ndarray:
 def _ridge(atoms: np.ndarray, targets: np.ndarray, ridge: float, gram: np.ndarray) -> np.ndarray:
     """C (a, t) for atoms (a, D) and targets (t, D), gram as of `_gram`; rows of zeros among the
     atoms get zeros. Not a number where the ridge is too small for Cholesky."""
-    from scipy.linalg.lapack import spotrf, spotrs
+    from scipy.linalg.lapack import spotrs
 
     # Eigenvalues in their own weighting: 1 for orthonormal atoms, a / D for many random ones.
     scale = np.vdot(gram, gram) / max(np.trace(gram), TINY)
     shifted = gram.copy()
     shifted.flat[:: len(gram) + 1] += max(np.float32(ridge) * scale, TINY)
-    lower, failed = spotrf(shifted.T, lower=1, clean=0, overwrite_a=1)
-    if failed:
+    lower = shifted.T  # symmetric
+    if not cholesky(lower):
         return np.full((len(atoms), len(targets)), np.nan, np.float32)
 
     def ridged(rest: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from solar.codec import bound
+from solar.codec.blas import cholesky
 from solar.codec.recipe import Recipe
 
 # Norms and residuals here are float32; relative to ||X||_F.
@@ -95,14 +96,6 @@ def _largest(gram: np.ndarray) -> float:
     return float(np.linalg.eigvalsh(reduced)[-1])
 
 
-def _definite(matrix: np.ndarray) -> bool:
-    """Whether a symmetric matrix (a, a) float32, which is overwritten, is positive definite:
-    whether Cholesky ends."""
-    from scipy.linalg.lapack import spotrf  # numpy's copies the matrix twice
-
-    return spotrf(matrix.T, lower=1, clean=0, overwrite_a=1)[1] == 0
-
-
 def _edge(energy: float, a: int, d: int) -> float | None:
     """The largest eigenvalue of F F^T that one Gaussian F (a, d) in twenty exceeds, of the given
     energy ||F||_F^2: mean and one unit of the Tracy-Widom law (Johnstone 2001). None where the unit
@@ -128,7 +121,7 @@ def spectral_upper(matrices: np.ndarray, *, noise: bool = False) -> np.ndarray:
         def bounds(tau: float, gram: np.ndarray = gram) -> bool:
             shifted = -gram
             shifted.flat[:: len(shifted) + 1] += np.float32(tau)
-            return _definite(shifted)
+            return cholesky(shifted.T)  # symmetric
 
         tau = _edge(np.trace(gram), *matrix.shape) if noise else None
         if tau is None or not bounds(tau):
