@@ -99,12 +99,16 @@ class Decoded(NamedTuple):
 
 def read_weight(base: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """The weight (m, n) float32 of a layer. Raises SolarError where it is missing or not 2-D."""
-    if name not in base:
-        raise SolarError(f"layer {name} is not among the base weights; is this the right base?")
+    _check_there(base, name)
     weight = np.ascontiguousarray(base[name], "<f4")
     if weight.ndim != 2:
         raise SolarError(f"base weight {name} has shape {weight.shape}; only 2-D weights are coded")
     return weight
+
+
+def _check_there(base: Mapping[str, np.ndarray], name: str) -> None:
+    if name not in base:
+        raise SolarError(f"layer {name} is not among the base weights; is this the right base?")
 
 
 def identify(
@@ -112,6 +116,8 @@ def identify(
 ) -> Base:
     """Names, shapes and hashes of the adapted weights, each read once and let go again."""
     names = tuple(sorted(names))
+    for name in names:  # before work is planned for as many as a hostile file may list
+        _check_there(base, name)
 
     def identity(name: str) -> tuple[tuple[int, int], bytes]:
         weight = read_weight(base, name)
