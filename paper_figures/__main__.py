@@ -21,6 +21,7 @@ from paper_figures import (
     parity,
     perturbation,
     program,
+    retained,
     retained_grid,
     rows,
 )
@@ -28,6 +29,7 @@ from paper_figures import (
 FIGURES = (
     accuracy_vs_bytes,
     equal_bytes,
+    retained,
     basis_size,
     perturbation,
     retained_grid,

@@ -29,12 +29,12 @@ def draw(
 
     `score` labels the upper axis. Raises ValueError when no row has a size and a score.
     """
-    panels = results.panels(rows, _on_curve)
+    panels = results.panels(rows, on_curve)
     if not panels:
         raise ValueError("no row has both bytes and score: run `python -m experiments.compare`")
     # One look per line over all panels, so that they share a legend.
     everything = [point for panel in panels for point in panel.points]
-    looks = _looks(results.lines(everything))
+    looks = styled(results.lines(everything))
 
     figure, axes = style.figure(
         2,
@@ -50,15 +50,15 @@ def draw(
         for label, (look, line) in looks.items():
             here = [point for point in line if point in points]
             if here:
-                legend[label] = _line(upper, here, "score", look)
-                _line(lower, here, "relative_error", look)
+                legend[label] = plot_line(upper, here, "score", look)
+                plot_line(lower, here, "relative_error", look)
         style.score_levels(upper, points)
         curve = results.limit(own)
         if curve:
             (legend["rate-distortion limit"],) = lower.plot(
                 *zip(*curve, strict=True), **style.LIMIT
             )
-        _scale(lower, points)
+        scale_bytes(lower, points)
         _mark_sizes(upper, points)
         upper.set_title(title, pad=14)
         upper.set_ylabel(score if column == 0 else "")
@@ -75,12 +75,12 @@ def draw(
     return style.save(figure, folder, name)
 
 
-def _on_curve(row: dict[str, Any]) -> bool:
+def on_curve(row: dict[str, Any]) -> bool:
     """Whether a row is a point: it has a size and a score, and is not the empty packet."""
     return bool(row.get("bytes")) and row.get("score") is not None and row.get("codec") != "none"
 
 
-def _looks(lines: dict[str, list]) -> dict[str, tuple[dict[str, Any], list]]:
+def styled(lines: dict[str, list]) -> dict[str, tuple[dict[str, Any], list]]:
     """Name -> (how it is drawn, its points). SOLAR's lines take the looks in turn."""
     found = {}
     turn = 0
@@ -96,7 +96,8 @@ def _looks(lines: dict[str, list]) -> dict[str, tuple[dict[str, Any], list]]:
     return found
 
 
-def _line(axes: Any, line: list[dict[str, Any]], measure: str, look: dict[str, Any]) -> Any:
+def plot_line(axes: Any, line: list[dict[str, Any]], measure: str, look: dict[str, Any]) -> Any:
+    """A line of points over their bytes, with the spread over seeds; gives its handle."""
     shown = [p for p in line if p.get(measure) is not None]
     spread = [p.get(f"{measure}_std") or 0.0 for p in shown]
     return axes.errorbar(
@@ -108,7 +109,7 @@ def _line(axes: Any, line: list[dict[str, Any]], measure: str, look: dict[str, A
     )
 
 
-def _scale(axes: Any, points: list[dict[str, Any]]) -> None:
+def scale_bytes(axes: Any, points: list[dict[str, Any]]) -> None:
     """Bytes on a log axis from the smallest to the largest packet, ticks in bytes, kB and MB."""
     sizes = [p["bytes"] for p in points]
     axes.set_xscale("log")

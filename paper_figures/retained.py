@@ -1,0 +1,79 @@
+"""The share of LoRA's gain that a file keeps, over its bytes: a panel per base, task and adapter.
+
+    python -m paper_figures.retained [CSV ...] [--out FOLDER]
+
+Without a CSV all of data/*_budgets*.csv. Bytes are those of the update: trained heads, which every
+file of a panel carries alike, are left out. Error bars are the standard deviation over seeds.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paper_figures import program, style
+from paper_figures import rows as results
+from paper_figures.accuracy_vs_bytes import on_curve, plot_line, scale_bytes, styled
+
+ACROSS = 3
+LEAST, MOST = -0.25, 1.4  # what is kept; what harms more, or gains more, is marked at the edge
+SKIPPED = ("float32",)  # four bytes a weight would push what matters to the left edge
+
+
+def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "retained") -> list[Path]:
+    """Draw tidy `rows` to `folder`/`name`.png and .pdf. Raises ValueError where no row has bytes
+    and a retained gain."""
+    panels = results.panels(
+        rows, lambda row: on_curve(row) and row.get("retained") is not None
+        and row.get("codec") not in SKIPPED,
+    )  # fmt: skip
+    if not panels:
+        raise ValueError("no row has both bytes and a retained gain: collect runs of compare")
+    for panel in panels:
+        for point in panel.points:
+            point["bytes"] = point["without_head"] or point["bytes"]
+    looks = styled(results.lines([point for panel in panels for point in panel.points]))
+    columns = min(ACROSS, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = style.figure(
+        lines, columns, 2 * style.COLUMN, 0.5 + 1.9 * lines, sharey=True
+    )  # fmt: skip
+    legend: dict[str, Any] = {}
+    for i, (place, panel) in enumerate(zip(axes.flat, panels, strict=False)):
+        for label, (look, line) in looks.items():
+            here = [point for point in line if any(point is own for own in panel.points)]
+            inside = [p for p in here if p["retained"] > LEAST]
+            if inside:
+                legend[label] = plot_line(place, inside, "retained", look)
+        scale_bytes(place, panel.points)
+        place.axhline(1, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
+        place.set_ylim(LEAST, MOST)
+        place.set_title(panel.title)
+        place.set_ylabel("retained gain" if i % columns == 0 else "")
+        place.set_xlabel("bytes of the update" if i + columns >= len(panels) else "")
+    for place in axes.flat[len(panels) :]:
+        place.set_visible(False)
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=4, handlelength=2.6,
+        columnspacing=1.2,
+    )  # fmt: skip
+    return style.save(figure, folder, name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("csv", nargs="*")
+    parser.add_argument("--out", default=program.HERE, help="folder for the files")
+    given = parser.parse_args(arguments)
+    sources = given.csv or sorted(program.DATA.glob("*_budgets*.csv"))
+    try:
+        paths = draw([row for source in sources for row in results.read(source)], given.out)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print("\n".join(map(str, paths)))
+
+
+if __name__ == "__main__":
+    main()
