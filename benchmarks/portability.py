@@ -87,14 +87,15 @@ def settings(size: int, kept: int) -> dict[str, tuple[Setting, int | None]]:
 
 
 def frames(weights, names) -> FramesFile:
-    """Frames of inputs with steeply falling second moments, drawn anew for every layer."""
+    """Frames of inputs and outputs with steeply falling second moments, drawn anew for every layer."""
     known, made = container.identify(weights, names), []
-    for i, (_, width) in enumerate(known.shapes):
-        rng = np.random.default_rng([4, i])
-        turned, _ = np.linalg.qr(rng.normal(size=(width, width)))
-        moment = turned / (1.0 + np.arange(width)) ** 1.5 @ turned.T
-        made.append(frame_file.quantised(moment, DIRECTIONS))
-    layers = {name: i for i, name in enumerate(known.names)}
+    for i, shape in enumerate(known.shapes):
+        for side, width in enumerate(shape[::-1]):
+            rng = np.random.default_rng([4, i, side])
+            turned, _ = np.linalg.qr(rng.normal(size=(width, width)))
+            moment = turned / (1.0 + np.arange(width)) ** 1.5 @ turned.T
+            made.append(frame_file.quantised(moment, DIRECTIONS))
+    layers = {name: (2 * i, 2 * i + 1) for i, name in enumerate(known.names)}
     digests = dict(zip(known.names, known.digests, strict=True))
     return FramesFile(tuple(made), layers, digests, {"text": "none"})
 

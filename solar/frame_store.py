@@ -36,7 +36,10 @@ def known(weights: Mapping[str, np.ndarray], own: Base) -> FramesFile | None:
     the layers that `own` identifies, with these very weights."""
     found = _folder().glob(f"{_mark(weights)}-*.frames")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        frames = frame_file.read(path)
+        try:
+            frames = frame_file.read(path)
+        except SolarError:  # damaged, or of an earlier version: as good as not there
+            continue
         if all(frames.digests.get(k) == d for k, d in zip(own.names, own.digests, strict=True)):
             return frames
     return None

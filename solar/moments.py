@@ -1,7 +1,11 @@
-"""Moments: the second moments of what a base feeds to its own projections, as a frames file.
+"""Moments: the second moments of what a base feeds to its own projections, and of the gradients
+that arrive at their outputs, as a frames file.
 
 No data is needed. A language model is run on text that it writes itself from a seed, each passage
-begun with a token drawn at random; an image model on scikit-learn's digits. Everything is computed
+begun with a token drawn at random; the gradients are those of the loss on that text, whose tokens
+are drawn from the model's own predictions, so that their moments are those of the Fisher
+information. An image model is run on scikit-learn's digits, and its gradients are those of sums of
+its last features with random signs, since a classifier is what adapters bring. Everything is computed
 in float64 and rounded to integers only then (codec/frame_file.py), so that another machine gets the
 same file.
 """
@@ -21,11 +25,12 @@ from solar.errors import SolarError
 from solar.evaluate import Weights
 from solar.generate import generate
 from solar.models.structure import assemble, find, structure
+from solar.objective import cross_entropy, project
 from solar.weights.base import Base
 
 ROWS = 64  # directions in a frame
 PASSAGES, TOKENS = 256, 32  # that a language model writes
-TOGETHER = 64  # passages or images in one batch
+TOGETHER = 16  # passages or images in one batch: the gradients of a deep model fill memory
 IMAGES, PATCHES = 256, 8  # digits, and patches along a side
 
 
@@ -44,14 +49,17 @@ def frames_of(
     `about` then says what they are. Raises SolarError where the base cannot be run.
     """
     with jax.enable_x64(True):
+        plain = {"dtype": "float64", "remat": False}
+        if base.family == "vit":
+            plain["num_labels"] = 0  # features in the place of a classifier's answers
         precise = replace(
             base,
-            config=replace(base.config, dtype="float64", remat=False),
+            config=replace(base.config, **plain),
             params={k: np.asarray(v, np.float64) for k, v in base.params.items()},
         )
         if batches is None:
             batches, about = own_batches(precise, seed)
-        moments, layers = _sum(precise, list(batches), watch)
+        moments, layers = _sum(precise, list(batches), seed, watch)
     found = watch(moments, len(moments), "eigenvectors")
     frames = tuple(frame_file.quantised(moment, rows) for moment in found)
     known = container.identify(Weights(base), layers)
@@ -96,19 +104,37 @@ def image_size(config: Any) -> int:
     return min(config.image_size, PATCHES * config.patch_size)
 
 
+def _loss(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """What the gradients are those of, a sum over the batch."""
+    if "pixels" in batch:
+        return (model(batch["pixels"]) * batch["signs"]).sum()
+    hidden, _ = model(batch["tokens"], batch["mask"])
+    each = cross_entropy(project(hidden[:, :-1], model.head()), batch["tokens"][:, 1:])
+    return (each * batch["mask"][:, 1:]).sum()
+
+
+def _as_taken(base: Base, batch: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """A batch as the model takes it; images with the signs of their features."""
+    if "pixels" not in batch:
+        return batch
+    pixels = (batch["pixels"] / 255.0 - np.array(base.image_mean)) / np.array(base.image_std)
+    drawn = np.random.Generator(np.random.PCG64(seed))
+    signs = drawn.choice([-1.0, 1.0], (len(pixels), base.config.hidden_size))
+    return {"pixels": pixels.transpose(0, 3, 1, 2), "signs": signs}
+
+
 def _sum(
-    base: Base, batches: list[dict[str, np.ndarray]], watch: Watch
-) -> tuple[list[np.ndarray], dict[str, int]]:
-    """Second moments (n, n) float64 by input, and the input of every projection."""
+    base: Base, batches: list[dict[str, np.ndarray]], seed: int, watch: Watch
+) -> tuple[list[np.ndarray], dict[str, tuple[int, int]]]:
+    """Second moments (n, n) float64 of inputs and of gradients at outputs, and which of them are
+    every projection's own."""
     shape = structure(base.config)
-    leaves = {k: jnp.asarray(v) for k, v in base.params.items()}
-    # A classifier that no adapter has trained yet changes no input.
-    for name, leaf in shape.leaves.items():
-        leaves.setdefault(name, jnp.zeros(leaf.shape, jnp.float64))
+    leaves = {k: jnp.asarray(base.params[k]) for k in shape.leaves}
     layers: dict[str, int] = {}
 
-    def run(leaves, batch):
-        model, inputs, real = assemble(shape, leaves), [], None
+    def run(probes, leaves, batch):
+        """The loss with `probes` added to the outputs; the different inputs, and the outputs."""
+        model, inputs, outputs = assemble(shape, leaves), [], {}
         layers.clear()
 
         def watched(name, projection):
@@ -117,30 +143,35 @@ def _sum(
                 layers[name] = same[0] if same else len(inputs)
                 if not same:
                     inputs.append(x)
-                return projection(x)
+                outputs[name] = projection(x) + probes.get(name, 0.0)
+                return outputs[name]
 
+            call.weight = projection.weight  # an output head is multiplied with, not called
             return call
 
         for name in shape.linears:
             above, _, last = name.rpartition(".")
             owner = find(model, above) if above else model
             setattr(owner, last, watched(name, getattr(owner, last)))
-        if "pixels" in batch:
-            pixels = batch["pixels"] / 255.0
-            pixels = (pixels - jnp.asarray(base.image_mean)) / jnp.asarray(base.image_std)
-            model(pixels.transpose(0, 3, 1, 2))
-        else:
-            model(batch["tokens"], batch["mask"])
-            real = batch["mask"][..., None]
-        flat = [x if real is None or x.ndim < 3 else x * real for x in inputs]
-        flat = [x.reshape(-1, x.shape[-1]) for x in flat]
+        return _loss(model, batch), (inputs, outputs)
+
+    @jax.jit
+    def summed(leaves, batch):
+        _, (_, outputs) = jax.eval_shape(run, {}, leaves, batch)
+        probes = {k: jnp.zeros(y.shape, y.dtype) for k, y in outputs.items()}
+        gradients, (inputs, _) = jax.grad(run, has_aux=True)(probes, leaves, batch)
+        if "mask" in batch:
+            inputs = [x * batch["mask"][..., None] for x in inputs]
+        every = [*inputs, *(gradients[name] for name in sorted(gradients))]
+        flat = [x.reshape(-1, x.shape[-1]) for x in every]
         return [x.T @ x for x in flat]
 
-    compiled, total, count = jax.jit(run), None, 0
+    total, count = None, 0
     for batch in watch(batches, len(batches), "second moments"):
         count += int(batch["mask"].sum()) if "mask" in batch else len(batch["pixels"])
+        given = _as_taken(base, batch, seed + count)
         # One batch's sums on the host at a time: the device never holds two of them.
-        found = jax.device_get(compiled(leaves, {k: jnp.asarray(v) for k, v in batch.items()}))
+        found = jax.device_get(summed(leaves, {k: jnp.asarray(v) for k, v in given.items()}))
         if total is None:
             total = [np.array(x, np.float64) for x in found]
         else:
@@ -148,4 +179,6 @@ def _sum(
                 sum_ += x
     if total is None:
         raise SolarError("frames need at least one batch of text or images")
-    return [x / count for x in total], {k: layers[k] for k in sorted(layers)}
+    inputs = len(total) - len(layers)
+    names = sorted(layers)
+    return [x / count for x in total], {k: (layers[k], inputs + names.index(k)) for k in names}

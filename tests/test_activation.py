@@ -33,6 +33,11 @@ def moment(seed: int, width: int = INPUTS) -> np.ndarray:
     return turned * values @ turned.T
 
 
+def outputs(index: int) -> np.ndarray:
+    """The second moment of the gradients at the output of a layer."""
+    return 1e-6 * (1 + index) * moment(20 + index, OUTPUTS)
+
+
 @pytest.fixture(scope="module")
 def base():
     return {name: draw(i).standard_normal((OUTPUTS, INPUTS)).astype(np.float32)
@@ -42,10 +47,11 @@ def base():
 @pytest.fixture(scope="module")
 def frames(base):
     known = container.identify(base, NAMES)
-    made = tuple(frame_file.quantised(moment(i), 32) for i in range(4))
-    layers = {name: i // 2 for i, name in enumerate(NAMES)}
+    made = [frame_file.quantised(moment(i), 32) for i in range(4)]
+    made += [frame_file.quantised(outputs(i), 16) for i in range(len(NAMES))]
+    layers = {name: (i // 2, 4 + i) for i, name in enumerate(NAMES)}
     digests = dict(zip(known.names, known.digests, strict=True))
-    return FramesFile(made, layers, digests, {"text": "none"})
+    return FramesFile(tuple(made), layers, digests, {"text": "none"})
 
 
 def update(seed: int = 5) -> dict[str, Factors]:
@@ -57,13 +63,15 @@ def update(seed: int = 5) -> dict[str, Factors]:
 
 
 def seen_error(original, decoded) -> float:
-    """Mean over layers of the relative squared error of outputs, by the true moments."""
+    """Mean over layers of the relative squared error that the outputs notice, by the true
+    moments."""
     shares = []
     for i, name in enumerate(NAMES):
         before = original[name].left.astype(np.float64) @ original[name].right.T
         error = before - decoded[name].left.astype(np.float64) @ decoded[name].right.T
-        own = moment(i // 2)
-        shares.append(np.sum(error @ own * error) / np.sum(before @ own * before))
+        into, out = moment(i // 2), outputs(i)
+        sizes = [np.sum(out @ x @ into * x) for x in (error, before)]
+        shares.append(sizes[0] / sizes[1])
     return float(np.mean(shares))
 
 
@@ -101,7 +109,7 @@ def test_a_frame_does_not_notice_rounding_of_its_moment():
 
 
 def test_the_profile_is_a_share_of_energy(frames):
-    for frame in frames.frames:
+    for frame in frames.frames[:4]:
         for slope in (0, 16, 20):
             share = 2.0 ** (frame_file.profile(frame, slope) / frame_file.OCTAVE)
             assert share.shape == (INPUTS,) and 0.8 < share.sum() < 1.25
@@ -122,10 +130,10 @@ def test_the_metric_is_the_norm_that_the_moment_gives(frames):
 
 
 def test_seen_factors_are_the_same_update(frames):
-    turn = metric.reflections(frames.frames[0])
+    into, out = (metric.reflections(frames.frames[i]) for i in (0, 4))
     own = update()[NAMES[0]]
-    seen = metric.seen(own, turn)
-    product = seen.left @ metric.out_of(turn, seen.right).T
+    seen = metric.seen(own, into, out)
+    product = metric.out_of(out, seen.left) @ metric.out_of(into, seen.right).T
     assert np.allclose(product, own.left.astype(np.float64) @ own.right.T, atol=1e-7)
     for side in (seen.left, seen.right):
         assert np.allclose(side.T @ side, np.diag(seen.sizes), atol=1e-9 * seen.sizes[0])
@@ -152,7 +160,7 @@ def lines(seed: int, count: int = 12, steep: float = 1.2) -> tuple[profiled.Line
 @pytest.mark.parametrize("step", [180, 150, 100, 0])
 def test_cells_come_back_as_they_were_tried(step):
     own, _ = lines(step)
-    dials = profiled.Dials(-215, step, 5, 255, 16)
+    dials = profiled.Dials(-215, step, 5, 255, 16, 0)
     data = profiled.pack(own, dials)
     tried = profiled.attempt(own, dials)
     read, energies = profiled.read_head(data, len(own.energies))
@@ -168,7 +176,7 @@ def test_the_rate_is_near_reverse_water_filling():
     """Gaussian entries of known variances at one step: bits against sum 1/2 log2(variance / D)."""
     own, deviation = lines(3, count=40)
     for step, most in ((150, 1.10), (170, 1.12), (190, 1.25)):
-        dials = profiled.Dials(-215, step, 0, 0, 16)
+        dials = profiled.Dials(-215, step, 0, 0, 16, 0)
         tried = profiled.attempt(own, dials)
         error = float(np.sum((tried.decoded - own.values) ** 2))
         low, high = 0.0, float((deviation**2).max())
@@ -210,7 +218,7 @@ def test_a_budget_is_filled_and_what_arrives_is_what_was_measured(base, frames, 
 
 
 def test_a_file_is_near_the_limit_of_its_metric(base, frames):
-    for budget, most in ((600, 1.3), (1200, 1.2), (3000, 1.15)):
+    for budget, most in ((600, 1.35), (1200, 1.25), (3000, 1.15)):
         report = code(base, frames, budget).report
         assert 0.85 < report["bytes"]["payload"] / report["limit_bytes"] < most, budget
 
@@ -294,11 +302,13 @@ def test_altered_packets_never_decode_to_something_else(base, frames):
 def test_frames_of_a_base_cover_every_projection(family):
     base = load(f"tiny:{family}")
     own = moments.frames_of(base)
-    assert len(own.frames) < len(own.layers) or family == "gpt2"
-    for name, index in own.layers.items():
-        assert own.frames[index].rows.shape[1] == base.params[name + ".weight"].shape[
-            0 if family == "gpt2" else 1
-        ]  # fmt: skip
+    inputs = {into for into, _ in own.layers.values()}
+    assert len(inputs) < len(own.layers) or family == "gpt2"
+    assert len(own.frames) == len(inputs) + len(own.layers)
+    for name, both in own.layers.items():
+        shape = base.params[name + ".weight"].shape
+        widths = shape if family == "gpt2" else shape[::-1]
+        assert tuple(own.frames[i].rows.shape[1] for i in both) == widths
     again = moments.frames_of(dataclasses.replace(base))
     assert again.hash == own.hash
 

@@ -1,9 +1,10 @@
 """Activation: factors coded in the frame in which the base's own activations live.
 
 Both ends hold the same frames file of the base (frame_file.py); the packet names it by its hash. An
-update is seen in the metric of each layer's input (metric.py), its canonical factors there are
-quantised with the variances that the spectrum promises (profiled.py), and taken back. A direction
-that the activations hardly use costs hardly anything to leave out.
+update is seen in the metric of each layer's input and output (metric.py), its canonical factors
+there are quantised with the variances that the spectra promise (profiled.py), and taken back. A
+direction that the activations hardly use, or that the base's outputs hardly notice, costs hardly
+anything to leave out.
 
 Parameters in the packet (26 bytes): hash of the frames (16), offset of the checksum (2), the
 checksum (8) of what the packet decodes to. The payload is profiled.py's.
@@ -36,44 +37,56 @@ from solar.codec.profiled import Dials, Lines
 from solar.errors import SolarError
 
 FIXED = struct.Struct(f"<{frame_file.HASH}sH")  # the checksum follows
-SLOPES = range(8, 31, 2)  # of the profile, in 16ths; what the sender chooses from
-FIRST = 16  # where it begins: factors that lie no way in particular in the space of the weights
+SLOPES = range(8, 31, 2)  # of the profile of inputs, in 16ths; what the sender chooses from
+OUTS = range(0, 31, 2)  # of that of outputs
+FIRST = 16  # where both begin: factors that lie no way in particular in the space of the weights
+RELATIVE = 0.25  # how far errors count relative to the layer's own change
 MAX_POWER = 2**12  # quarters of an octave, either way
 
 
-def _profiles(known: Base, ranks: tuple[int, ...], frames: FramesFile, slope: int) -> list:
+def _profiles(known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Dials) -> list:
     """Profiles (m + n,) of every layer that is sent, None of the others."""
     shared: dict[int, np.ndarray] = {}
+
+    def of(index: int, width: int, slope: int) -> np.ndarray:
+        if index not in shared:
+            shared[index] = frame_file.profile(frame_file.frame_of(frames, index, width), slope)
+        return shared[index]
+
     found = []
     for name, (outputs, inputs), rank in zip(known.names, known.shapes, ranks, strict=True):
         if rank == 0:
             found.append(None)
             continue
-        index = frames.layers[name]
-        if index not in shared:
-            frame = frame_file.frame_of(frames, name, inputs)
-            shared[index] = frame_file.profile(frame, slope)
-        flat = np.full(outputs, -round(OCTAVE * float(np.log2(outputs))))
-        found.append(np.concatenate([flat, shared[index]]))
+        into, out = frames.layers[name]
+        both = of(out, outputs, dials.out), of(into, inputs, dials.slope)
+        found.append(np.concatenate(both))
     return found
 
 
 def _reflections(known: Base, ranks: tuple[int, ...], frames: FramesFile) -> dict:
-    """Reflections by the index of the frame, of the layers that are sent."""
-    used = {}
-    for name, shape, rank in zip(known.names, known.shapes, ranks, strict=True):
-        if rank and frames.layers[name] not in used:
-            frame = frame_file.frame_of(frames, name, shape[1])
-            used[frames.layers[name]] = metric.reflections(frame)
-    return used
+    """Reflections of inputs and of outputs by the name of the layer, of those that are sent."""
+    used: dict[int, metric.Reflections] = {}
+
+    def of(index: int, width: int) -> metric.Reflections:
+        if index not in used:
+            used[index] = metric.reflections(frame_file.frame_of(frames, index, width))
+        return used[index]
+
+    found = {}
+    for name, (outputs, inputs), rank in zip(known.names, known.shapes, ranks, strict=True):
+        if rank:
+            into, out = frames.layers[name]
+            found[name] = of(into, inputs), of(out, outputs)
+    return found
 
 
 def _lines(
-    known: Base, ranks: tuple[int, ...], frames: FramesFile, slope: int, energies: np.ndarray,
+    known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Dials, energies: np.ndarray,
     values: np.ndarray | None = None,
 ) -> Lines:  # fmt: skip
     counts = np.array(ranks, np.int64)
-    profiles = _profiles(known, ranks, frames, slope)
+    profiles = _profiles(known, ranks, frames, dials)
     whole = [np.tile(p, rank) for p, rank in zip(profiles, ranks, strict=True) if rank]
     return Lines(
         energies,
@@ -91,7 +104,7 @@ def encode(
     frames: FramesFile,
     *,
     budget_bytes: int,
-    relative: float = 1.0,
+    relative: float = RELATIVE,
     known: Base | None = None,
     heads: Mapping[str, np.ndarray] | None = None,
     head_dtype: str = "float16",
@@ -101,9 +114,9 @@ def encode(
     """A `.solar` file of at most `budget_bytes` with what it decodes to and its record.
 
     factors, base, heads, usual_names and watch as in encode.py. known: what container.identify says
-    of the base's layers `factors`, where that has been asked already. relative: from 0, where errors of
-    the layers' outputs count as they are, to 1, where each counts relative to the layer's own
-    change of its output. How fast the energy of a factor falls with the eigenvalues is found by
+    of the base's layers `factors`, where that has been asked already. relative: from 0, where errors
+    count as the metric has them, to 1, where each counts relative to what the layer's own update is
+    in it. How fast the energy of a factor falls with the eigenvalues is found by
     trial. Raises SolarError where the frames do not fit the base.
     """
     known = known or container.identify(base, factors, watch)
@@ -114,7 +127,7 @@ def encode(
     ranks = tuple(f.left.shape[1] for f in ordered)
     turns = _reflections(known, ranks, frames)
     seen = [
-        metric.seen(f, turns[frames.layers[name]]) if rank else None
+        metric.seen(f, *turns[name]) if rank else None
         for name, f, rank in zip(known.names, ordered, ranks, strict=True)
     ]
     sizes = np.concatenate([s.sizes for s in seen if s] or [np.zeros(0)])
@@ -123,7 +136,8 @@ def encode(
     energies = np.clip(np.round(logs - power), 0, profiled.ENERGIES - 1).astype(np.int64)
     values = [np.concatenate([s.left.T, s.right.T], axis=1).ravel() for s in seen if s]
     whole = np.concatenate(values) if values else np.zeros(0)
-    own = _lines(known, ranks, frames, FIRST, energies, whole)
+    dials = Dials(power, 0, 0, round(255 * relative), FIRST, FIRST)
+    own = _lines(known, ranks, frames, dials, energies, whole)
     layer = np.repeat(np.arange(len(ranks)), ranks)
 
     def ranks_of(sent: np.ndarray) -> tuple[int, ...]:
@@ -139,17 +153,20 @@ def encode(
             f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
             f"nothing has {least}, {len(packed)} of them for trained heads; give more"
         )
-    dials = Dials(power, 0, 0, round(255 * relative), FIRST)
     dials, sent = profiled.fill(own, dials, size, budget_bytes)
 
-    def cost(slope: int) -> float:
-        part = profiled.only(_lines(known, ranks, frames, slope, energies, whole), sent)
+    def cost(slope: int, out: int) -> float:
+        with_these = dials._replace(slope=slope, out=out)
+        part = profiled.only(_lines(known, ranks, frames, with_these, energies, whole), sent)
         return profiled.cost(part, dials)
 
-    slope = min(SLOPES, key=cost) if sent.any() else FIRST
-    if slope != FIRST:
-        own = _lines(known, ranks, frames, slope, energies, whole)
-        dials = dials._replace(slope=slope)
+    slope = out = FIRST
+    if sent.any():
+        out = min(OUTS, key=lambda out: cost(FIRST, out))
+        slope = min(SLOPES, key=lambda slope: cost(slope, out))
+    if (slope, out) != (FIRST, FIRST):
+        dials = dials._replace(slope=slope, out=out)
+        own = _lines(known, ranks, frames, dials, energies, whole)
         dials, sent = profiled.fill(own, dials, size, budget_bytes)
     part, kept = profiled.only(own, sent), ranks_of(sent)
     while len(body := profiled.pack(part, dials)) > budget_bytes - overhead(kept) - len(packed):
@@ -161,30 +178,34 @@ def encode(
     packet = Packet("activation", fixed + mark, known.hash, names, kept, body, packed)
     data = container.pack(packet)
     original = {
-        name: ordered[i] if seen[i] is None else _as_seen(seen[i], turns[frames.layers[name]])
+        name: ordered[i] if seen[i] is None else _as_seen(seen[i], *turns[name])
         for i, name in enumerate(known.names)
     }
     measured = bound.check(original, decoded)
-    errors = _outputs(own, dials, *_errors(seen, decoded, known, frames, turns))
+    errors = _outputs(own, dials, *_errors(seen, decoded, known, turns))
     report = {"method": "activation", "setting": describe(packet), "left_out": []}
     report |= bound.summary(measured) | {"bytes": container.byte_counts(packet, len(data))}
     return Encoded(data, decoded, report | errors)
 
 
-def _as_seen(own: metric.Seen, turn: metric.Reflections) -> Factors:
+def _as_seen(
+    own: metric.Seen, inputs: metric.Reflections, outputs: metric.Reflections
+) -> Factors:
     """The same update in the gauge in which it was coded."""
-    right = metric.out_of(turn, own.right)
-    return Factors(own.left.astype(np.float32), right.astype(np.float32))
+    both = metric.out_of(outputs, own.left), metric.out_of(inputs, own.right)
+    return Factors(*(x.astype(np.float32) for x in both))
 
 
-def _errors(seen, decoded, known, frames, turns) -> tuple[list[float], list[float]]:
+def _errors(seen, decoded, known, turns) -> tuple[list[float], list[float]]:
     """By layer that has an update: squared error in the metric, and squared size."""
     errors, sizes = [], []
     for own, name in zip(seen, known.names, strict=True):
         if own is None:
             continue
         left, right = decoded[name]
-        right = metric.into(turns[frames.layers[name]], right) if right.shape[1] else right
+        if right.shape[1]:
+            inputs, outputs = turns[name]
+            left, right = metric.into(outputs, left), metric.into(inputs, right)
         core = np.linalg.qr(np.concatenate([own.left, left], axis=1), mode="r")
         other = np.linalg.qr(np.concatenate([own.right, -right], axis=1), mode="r")
         errors.append(float(np.sum((core @ other.T) ** 2)))
@@ -222,17 +243,17 @@ def _rebuild(
     dials, energies = profiled.read_head(body, sum(ranks))
     if abs(dials.power) > MAX_POWER:
         raise PacketError(f"packet is altered: its power, {dials.power}, is out of range")
-    profiles = _profiles(known, ranks, frames, dials.slope)
+    profiles = _profiles(known, ranks, frames, dials)
     layers = [(rank, p) for rank, p in zip(ranks, profiles, strict=True) if rank]
     turns = _reflections(known, ranks, frames)
     found: dict[tuple[int, int], np.ndarray] = {}
     sent = [i for i, rank in enumerate(ranks) if rank]
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
         for i, table in zip(sent, profiled.unpack(energies, layers, dials, body), strict=True):
-            m = known.shapes[i][0]
-            right = metric.out_of(turns[frames.layers[known.names[i]]], table[:, m:].T)
-            found[i, 0] = np.ascontiguousarray(table[:, :m].T, np.float32)
-            found[i, 1] = np.ascontiguousarray(right, np.float32)
+            m, (inputs, outputs) = known.shapes[i][0], turns[known.names[i]]
+            both = metric.out_of(outputs, table[:, :m].T), metric.out_of(inputs, table[:, m:].T)
+            for side, own in enumerate(both):
+                found[i, side] = np.ascontiguousarray(own, np.float32)
     if not all(np.isfinite(x).all() for x in found.values()):
         raise PacketError("packet is altered: it holds non-finite coefficients")
     sketches, norms = [], []
@@ -289,4 +310,4 @@ def describe(packet: Packet) -> dict[str, Any]:
     wanted, _, mark = _parameters(packet)
     dials, _ = profiled.read_head(packet.payload, sum(packet.ranks))
     return {"kind": "activation", "frames": wanted.hex(), "relative": dials.relative / 255,
-            "slope": dials.slope / 16, "basis_checksum": mark.hex()}  # fmt: skip
+            "slopes": [dials.slope / 16, dials.out / 16], "basis_checksum": mark.hex()}  # fmt: skip

@@ -1,7 +1,9 @@
-"""Frames file: the directions in which a base's own activations live, one set per input.
+"""Frames file: the directions in which a base's own activations live, and those in which its
+outputs notice a layer.
 
-Layers that read the same input (q, k and v; gate and up) share a frame. A frame of an input of
-width n stands for its second moment A = E[x x^T]: k leading eigenvectors as int8 rows, each up to a
+Layers that read the same input (q, k and v; gate and up) share its frame. A frame of an input of
+width n stands for its second moment A = E[x x^T], that of an output of width m for the second
+moment G = E[g g^T] of the gradients that arrive there. Either way: k leading eigenvectors as int8 rows, each up to a
 scale that does not matter, and the eigenvalues in quarters of an octave; whatever is not among the
 k directions has one mean eigenvalue. Both ends compute with exactly these integers, so a frames
 file is named by a hash of them and not by what they were measured on.
@@ -36,11 +38,11 @@ class Frame(NamedTuple):
 
 
 class FramesFile(NamedTuple):
-    """frames: one per input; layers: the frame of every layer; digests: SHA-256 (32 bytes) of every
+    """frames: one per input and output; layers: indices of every layer's two, input first; digests: SHA-256 (32 bytes) of every
     layer's weight as container.py takes it; about: what the moments were measured on."""
 
     frames: tuple[Frame, ...]
-    layers: dict[str, int]
+    layers: dict[str, tuple[int, int]]
     digests: dict[str, bytes]
     about: dict[str, Any]
 
@@ -79,7 +81,7 @@ def quantised(moment: np.ndarray, count: int) -> Frame:
 
 
 def _table(own: FramesFile, about: bool = True) -> bytes:
-    layers = {k: [own.layers[k], own.digests[k].hex()] for k in sorted(own.layers)}
+    layers = {k: [*own.layers[k], own.digests[k].hex()] for k in sorted(own.layers)}
     known = {"layers": layers} | ({"about": own.about} if about else {})
     return json.dumps(known, sort_keys=True, separators=(",", ":")).encode()
 
@@ -102,15 +104,17 @@ def read(path: str | os.PathLike) -> FramesFile:
     try:
         tensors = load(Path(path).read_bytes())
         known = json.loads(tensors.pop("layers").tobytes())
-        layers = {str(k): int(v[0]) for k, v in known["layers"].items()}
-        digests = {str(k): bytes.fromhex(v[1]) for k, v in known["layers"].items()}
+        layers = {str(k): (int(v[0]), int(v[1])) for k, v in known["layers"].items()}
+        digests = {str(k): bytes.fromhex(v[2]) for k, v in known["layers"].items()}
         count = len(tensors) // 2
         frames = tuple(Frame(tensors[f"rows.{i}"], tensors[f"powers.{i}"]) for i in range(count))
     except OSError as error:
         raise SolarError(f"cannot read frames {path}: {error.strerror}") from None
     except (SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError):
         raise SolarError(f"{path} is not a frames file; make one with solar frames") from None
-    if not all(map(_sound, frames)) or not all(0 <= i < count for i in layers.values()):
+    if not all(map(_sound, frames)) or not all(
+        0 <= i < count for both in layers.values() for i in both
+    ):
         raise SolarError(f"frames {path} are damaged; make them again with solar frames")
     return FramesFile(frames, layers, digests, known.get("about", {}))
 
@@ -136,11 +140,11 @@ def check(own: FramesFile, names: tuple[str, ...], digests: tuple[bytes, ...]) -
             raise SolarError(f"the frames are of another base: {name} has other weights there")
 
 
-def frame_of(own: FramesFile, name: str, width: int) -> Frame:
-    """The frame of a layer whose input has `width` entries. Raises SolarError where it has not."""
-    frame = own.frames[own.layers[name]]
+def frame_of(own: FramesFile, index: int, width: int) -> Frame:
+    """A frame of something that has `width` entries. Raises SolarError where it has not."""
+    frame = own.frames[index]
     if frame.rows.shape[1] != width:
-        raise SolarError(f"the frame of {name} is {frame.rows.shape[1]} wide, its input {width}")
+        raise SolarError(f"frame {index} is {frame.rows.shape[1]} wide and not {width}")
     return frame
 
 

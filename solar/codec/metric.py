@@ -1,9 +1,11 @@
-"""Metric: factors seen as the base's activations see them, and back.
+"""Metric: factors seen as the base sees them, and back.
 
-A layer with input x answers an error E of its update with E x, whose mean square is
-||E A^{1/2}||_F^2, A = E[x x^T]. In the frame Q of A (frame_file.py) this is an ordinary norm of
-R~ = D^{1/2} Q^T R, D the eigenvalues: what is coded are the factors that are canonical for
-dW A^{1/2} = L R~^T.
+A layer with input x answers an error E of its update with E x, and the loss notices this by
+g^T E x, g the gradient at the layer's output. Taken as independent, the mean square of that is
+||G^{1/2} E A^{1/2}||_F^2 with A = E[x x^T] and G = E[g g^T], which is Kronecker's approximation of
+the Fisher information (Martens and Grosse 2015). In the frame Q of A (frame_file.py) A^{1/2}
+becomes an ordinary norm of R~ = D^{1/2} Q^T R, D the eigenvalues, and likewise for G and L: what is
+coded are the factors that are canonical for G^{1/2} dW A^{1/2} = L~ R~^T.
 
 Q is the orthogonal factor of the QR of the frame's integer rows by Householder reflections, all n
 columns of it: the first k span the rows, the rest is a fixed completion. It depends on the integers
@@ -53,7 +55,7 @@ def out_of(own: Reflections, columns: np.ndarray) -> np.ndarray:
 
 
 class Seen(NamedTuple):
-    """The canonical factors of dW A^{1/2}: left (m, r), right (n, r) float64, columns of energies
+    """The canonical factors of G^{1/2} dW A^{1/2}: left (m, r), right (n, r) float64, columns of energies
     sizes (r,), falling, alike on both sides."""
 
     left: np.ndarray
@@ -61,11 +63,11 @@ class Seen(NamedTuple):
     sizes: np.ndarray
 
 
-def seen(factors: Factors, own: Reflections) -> Seen:
+def seen(factors: Factors, inputs: Reflections, outputs: Reflections) -> Seen:
     """A layer's update in the metric. The sign of a component is canonical.py's: the largest entry
     of the left column is positive."""
-    q_left, r_left = np.linalg.qr(factors.left.astype(np.float64))
-    q_right, r_right = np.linalg.qr(into(own, factors.right))
+    q_left, r_left = np.linalg.qr(into(outputs, factors.left))
+    q_right, r_right = np.linalg.qr(into(inputs, factors.right))
     p, sizes, qt = np.linalg.svd(r_left @ r_right.T)
     rows = (q_left @ p).T
     sign = leading_sign(rows) * np.sqrt(sizes)[:, None]

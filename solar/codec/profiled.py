@@ -1,8 +1,7 @@
 """Profiled: entropy-coded quantisation of factors whose entries have unequal, known variances.
 
 A component of energy s, alike on both sides, is taken as Gaussian: entry i of a side has variance
-s pi_i, where the profile pi is flat on the left and goes with the spectrum of the metric on the
-right (frame_file.py). Its error weighs w ((s + e_r) e_l + s e_r) for errors e of the sides, so at a
+s pi_i, where the profile pi goes with the spectrum of the metric on that side (frame_file.py). Its error weighs w ((s + e_r) e_l + s e_r) for errors e of the sides, so at a
 price per bit all entries of both sides get one step, Delta^2 = theta / (w s): reverse water-filling
 (Cover and Thomas, Elements of Information Theory, 10.3.3) with a uniform quantiser, dead zone and
 centroids in the place of Shannon's curve. w is the layer's leading energy to the power of
@@ -17,7 +16,8 @@ another in one range-coded stream (`constriction`).
     step        2 bytes, signed: log2 theta
     boost       2 bytes: so many components, in file order, have a step a quarter finer
     relative    1 byte, in 255ths
-    slope       1 byte: of the profile, in 16ths
+    slope       1 byte: of the profile of inputs, in 16ths
+    out         1 byte: of that of outputs
     energies    a byte for each component that is sent
     cells       the stream, in words of 4 bytes
 """
@@ -33,7 +33,7 @@ import numpy as np
 from solar.codec.container import PacketError
 from solar.codec.frame_file import OCTAVE
 
-HEAD = struct.Struct("<hhHBB")
+HEAD = struct.Struct("<hhHBBB")
 LEAST, MOST = -18, 80  # classes: 0.21 and 1,024 standard deviations over steps
 FLOOR = 0.02  # chance that an entry does not follow its class at all
 GRAIN = 2.0**-20  # chances are multiples: the last digit of a logarithm elsewhere moves none
@@ -52,6 +52,7 @@ class Dials(NamedTuple):
     boost: int
     relative: int
     slope: int
+    out: int
 
 
 class Lines(NamedTuple):

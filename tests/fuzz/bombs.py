@@ -48,14 +48,17 @@ class Drawn(Mapping):
 
 
 def frames(known: container.Base) -> FramesFile:
-    """Frames with one input for each layer of q_proj and v_proj."""
+    """Frames with one input for each layer of q_proj and v_proj, and an output for each."""
     rng = np.random.default_rng(4)
     falling = -3 * np.arange(DIRECTIONS + 1, dtype=np.int16)
+    widths = [576] * LAYERS + [outputs for outputs, _ in known.shapes]
     made = tuple(
-        Frame(rng.integers(-127, 128, (DIRECTIONS, 576)).astype(np.int8), falling)
-        for _ in range(LAYERS)
+        Frame(rng.integers(-127, 128, (DIRECTIONS, width)).astype(np.int8), falling)
+        for width in widths
     )
-    layers = {name: int(name.split(".")[1]) for name in known.names}
+    layers = {
+        name: (int(name.split(".")[1]), LAYERS + i) for i, name in enumerate(known.names)
+    }
     return FramesFile(made, layers, dict(zip(known.names, known.digests, strict=True)), {})
 
 
@@ -109,8 +112,8 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
 
     def filled(ranks, power: int, step: int, share: float) -> bytes:
         """An activation packet in which every entry that is sent is about so many steps."""
-        dials = profiled.Dials(power, step, 0, 0, 16)
-        own = activation._lines(known, ranks, seen, 16, np.full(sum(ranks), 255))
+        dials = profiled.Dials(power, step, 0, 0, 16, 16)
+        own = activation._lines(known, ranks, seen, dials, np.full(sum(ranks), 255))
         value = share * 2.0 ** ((power + step - 255) / 8)
         body = profiled.pack(own._replace(values=np.full(len(own.profiles), value)), dials)
         return profiled_as(ranks, dials, 255, body[profiled.HEAD.size + sum(ranks) :])
@@ -156,15 +159,15 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
             full, cells, ecsq.HEAD.pack(0.0, 0, 0) + b"\xff" * sum(full) + bytes(4000)
         ),
         "entropy, a third of the layers in full": coarse((*full[:20], *[0] * 40)),
-        WARM_FRAMES: profiled_as(ones, (0, 2**15 - 1, 0, 0, 16), 99),
+        WARM_FRAMES: profiled_as(ones, (0, 2**15 - 1, 0, 0, 16, 16), 99),
         "activation, ranks of which nothing is sent, as many as their bytes allow": profiled_as(
-            silent, (0, 2**15 - 1, 0, 0, 16), 0
+            silent, (0, 2**15 - 1, 0, 0, 16, 16), 0
         ),
         "activation, full ranks of which nothing is sent, and more bytes": profiled_as(
-            full, (0, 2**15 - 1, 0, 0, 16), 255, bytes(2000)
+            full, (0, 2**15 - 1, 0, 0, 16, 16), 255, bytes(2000)
         ),
         "activation, full ranks at the finest step": profiled_as(
-            full, (0, -(2**15), 0, 255, 255), 255, bytes(4000)
+            full, (0, -(2**15), 0, 255, 255, 255), 255, bytes(4000)
         ),
         "activation, a sixth of the layers in full, every entry zero": filled(part, 0, COARSE, 0.0),
         "activation, a sixth of the layers in full, of the largest numbers": filled(

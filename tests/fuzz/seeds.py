@@ -101,8 +101,12 @@ def frames(weights: Mapping) -> FramesFile:
             width = weights[names[0]].shape[1]
             rows = rng.integers(-127, 128, (DIRECTIONS, width)).astype(np.int8)
             falling = -np.cumsum(rng.integers(0, 6, DIRECTIONS + 1)).astype(np.int16)
-            layers |= dict.fromkeys(names, len(made))
+            shared = len(made)
             made.append(Frame(rows, falling))
+            for name in names:
+                rows = rng.integers(-127, 128, (DIRECTIONS, weights[name].shape[0])).astype(np.int8)
+                layers[name] = shared, len(made)
+                made.append(Frame(rows, falling))
     known = container.identify(weights, layers)
     digests = dict(zip(known.names, known.digests, strict=True))
     return FramesFile(tuple(made), layers, digests, {"text": "none"})
