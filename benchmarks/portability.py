@@ -87,7 +87,7 @@ def settings(size: int, kept: int) -> dict[str, tuple[Setting, int | None]]:
 
 
 def frames(weights, names) -> FramesFile:
-    """Frames of inputs and outputs with steeply falling second moments, drawn anew for every layer."""
+    """Frames of steeply falling second moments, drawn anew for every input and output."""
     known, made = container.identify(weights, names), []
     for i, shape in enumerate(known.shapes):
         for side, width in enumerate(shape[::-1]):

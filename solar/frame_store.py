@@ -82,8 +82,8 @@ def for_base(
     own: Base,
     watch: Watch = unwatched,
 ) -> FramesFile:
-    """The frames to code the layers with that `own` identifies: those in the file `given`, those in the cache, or
-    new ones."""
+    """The frames to code the layers with that `own` identifies: those in the file `given`, those in
+    the cache, or new ones."""
     if given is not None:
         return frame_file.read(given)
     found = known(weights, own)

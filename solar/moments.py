@@ -5,9 +5,9 @@ No data is needed. A language model is run on text that it writes itself from a 
 begun with a token drawn at random; the gradients are those of the loss on that text, whose tokens
 are drawn from the model's own predictions, so that their moments are those of the Fisher
 information. An image model is run on scikit-learn's digits, and its gradients are those of sums of
-its last features with random signs, since a classifier is what adapters bring. Everything is computed
-in float64 and rounded to integers only then (codec/frame_file.py), so that another machine gets the
-same file.
+its last features with random signs, since a classifier is what adapters bring. Everything is
+computed in float64 and rounded to integers only then (codec/frame_file.py), so that another machine
+gets the same file.
 """
 
 from collections.abc import Iterable, Iterator

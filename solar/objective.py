@@ -53,7 +53,8 @@ def aim_of(task: Task, base) -> Aim:
 
 def predict(model, aim: Aim, batch: Mapping[str, Array]) -> Array:
     """What the output head is applied to wherever something is predicted: hidden states, (B, D) for
-    the two of labels and (B, T - 1, D) for next_token; for image_class the logits (B, C) themselves.
+    the two objectives of labels and (B, T - 1, D) for next_token; for image_class the logits (B, C)
+    themselves.
     """
     if aim.objective == "image_class":
         pixels = batch["pixels"].astype(jnp.float32) / 255.0

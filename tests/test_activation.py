@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,8 @@ from solar.codec.factors import Factors, canonical, relative_error
 from solar.codec.frame_file import FramesFile
 from solar.codec.recipe import BUDGET, ENTROPY, Recipe, Setting
 from solar.errors import SolarError
+from solar.models.structure import assemble, structure
+from solar.objective import cross_entropy, project
 from solar.weights.base import load
 
 NAMES = tuple(f"layers.{i}.{kind}" for i in range(4) for kind in "qv")
@@ -311,6 +314,26 @@ def test_frames_of_a_base_cover_every_projection(family):
         assert tuple(own.frames[i].rows.shape[1] for i in both) == widths
     again = moments.frames_of(dataclasses.replace(base))
     assert again.hash == own.hash
+
+
+def test_moments_of_outputs_are_those_of_the_gradients_of_the_loss():
+    """Of passages of two tokens only the first predicts, so the gradient of the bias is that of
+    the output."""
+    base = load("tiny:gpt2")
+    drawn = draw(7).integers(0, base.config.vocab_size, (6, 1, 2)).astype(np.int32)
+    batches = [{"tokens": tokens, "mask": np.ones((1, 2), bool)} for tokens in drawn]
+    found, layers = moments._sum(base, batches, 0, container.unwatched)
+    name, shape = "transformer.h.0.attn.c_attn", structure(base.config)
+
+    def loss(bias, tokens):
+        model = assemble(shape, {**leaves, f"{name}.bias": bias})
+        hidden, _ = model(tokens, np.ones((1, 2), bool))
+        return cross_entropy(project(hidden[:, 0], model.head()), tokens[:, 1]).sum()
+
+    leaves = {k: jax.numpy.asarray(v) for k, v in base.params.items()}
+    gradient = jax.jit(jax.grad(loss))
+    each = np.stack([gradient(leaves[f"{name}.bias"], tokens) for tokens in drawn])
+    np.testing.assert_allclose(found[layers[name][1]], each.T @ each / 12, atol=1e-6)
 
 
 def test_frames_in_the_cache_are_those_of_the_same_weights(tmp_path, monkeypatch, base, frames):

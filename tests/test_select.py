@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from solar.codec.omp import pursue
 from solar.codec.blas import cholesky
+from solar.codec.omp import pursue
 from solar.codec.select import Fit, fit, refit
 
 
@@ -175,7 +175,12 @@ def test_cholesky_without_the_lock_is_lapacks():
     whole = gram.copy(order="F")
     assert cholesky(whole)
     np.testing.assert_allclose(np.tril(whole), np.linalg.cholesky(gram), atol=1e-6)
-    assert not cholesky(np.asfortranarray(gram - 2 * np.linalg.norm(gram) * np.eye(5, dtype="f4")))
-    for wrong in (gram.astype(np.float64), np.zeros((2, 3), "f4", "F"), np.zeros((4, 4), "f4")[::2]):
+    below = gram - 2 * np.linalg.norm(gram) * np.eye(5, dtype=np.float32)
+    assert not cholesky(np.asfortranarray(below))
+    for wrong in (
+        gram.astype(np.float64),
+        np.zeros((2, 3), "f4", "F"),
+        np.zeros((4, 4), "f4")[::2],
+    ):
         with pytest.raises(ValueError, match="cholesky needs"):
             cholesky(wrong)

@@ -114,10 +114,10 @@ def encode(
     """A `.solar` file of at most `budget_bytes` with what it decodes to and its record.
 
     factors, base, heads, usual_names and watch as in encode.py. known: what container.identify says
-    of the base's layers `factors`, where that has been asked already. relative: from 0, where errors
-    count as the metric has them, to 1, where each counts relative to what the layer's own update is
-    in it. How fast the energy of a factor falls with the eigenvalues is found by
-    trial. Raises SolarError where the frames do not fit the base.
+    of the base's layers `factors`, where that has been asked already. relative: from 0, where
+    errors count as the metric has them, to 1, where each counts relative to what the layer's own
+    update is in it. How fast the energy of a factor falls with the eigenvalues is found by trial,
+    for inputs and for outputs. Raises SolarError where the frames do not fit the base.
     """
     known = known or container.identify(base, factors, watch)
     frame_file.check(frames, known.names, known.digests)
@@ -188,9 +188,7 @@ def encode(
     return Encoded(data, decoded, report | errors)
 
 
-def _as_seen(
-    own: metric.Seen, inputs: metric.Reflections, outputs: metric.Reflections
-) -> Factors:
+def _as_seen(own: metric.Seen, inputs: metric.Reflections, outputs: metric.Reflections) -> Factors:
     """The same update in the gauge in which it was coded."""
     both = metric.out_of(outputs, own.left), metric.out_of(inputs, own.right)
     return Factors(*(x.astype(np.float32) for x in both))

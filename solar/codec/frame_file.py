@@ -3,10 +3,10 @@ outputs notice a layer.
 
 Layers that read the same input (q, k and v; gate and up) share its frame. A frame of an input of
 width n stands for its second moment A = E[x x^T], that of an output of width m for the second
-moment G = E[g g^T] of the gradients that arrive there. Either way: k leading eigenvectors as int8 rows, each up to a
-scale that does not matter, and the eigenvalues in quarters of an octave; whatever is not among the
-k directions has one mean eigenvalue. Both ends compute with exactly these integers, so a frames
-file is named by a hash of them and not by what they were measured on.
+moment G = E[g g^T] of the gradients that arrive there. Either way: k leading eigenvectors as int8
+rows, each up to a scale that does not matter, and the eigenvalues in quarters of an octave;
+whatever is not among the k directions has one mean eigenvalue. Both ends compute with exactly these
+integers, so a frames file is named by a hash of them and not by what they were measured on.
 
 The file is safetensors: `rows.I` int8 (k, n), `powers.I` int16 (k + 1,), `layers` a JSON table of
 layer names, indices and weight digests as bytes.
@@ -38,8 +38,9 @@ class Frame(NamedTuple):
 
 
 class FramesFile(NamedTuple):
-    """frames: one per input and output; layers: indices of every layer's two, input first; digests: SHA-256 (32 bytes) of every
-    layer's weight as container.py takes it; about: what the moments were measured on."""
+    """frames: one per input and output; layers: indices of every layer's two, input first; digests:
+    SHA-256 (32 bytes) of every layer's weight as container.py takes it; about: what the moments
+    were measured on."""
 
     frames: tuple[Frame, ...]
     layers: dict[str, tuple[int, int]]

@@ -55,8 +55,8 @@ def out_of(own: Reflections, columns: np.ndarray) -> np.ndarray:
 
 
 class Seen(NamedTuple):
-    """The canonical factors of G^{1/2} dW A^{1/2}: left (m, r), right (n, r) float64, columns of energies
-    sizes (r,), falling, alike on both sides."""
+    """The canonical factors of G^{1/2} dW A^{1/2}: left (m, r), right (n, r) float64, columns of
+    energies sizes (r,), falling, alike on both sides."""
 
     left: np.ndarray
     right: np.ndarray

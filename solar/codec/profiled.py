@@ -1,11 +1,12 @@
 """Profiled: entropy-coded quantisation of factors whose entries have unequal, known variances.
 
 A component of energy s, alike on both sides, is taken as Gaussian: entry i of a side has variance
-s pi_i, where the profile pi goes with the spectrum of the metric on that side (frame_file.py). Its error weighs w ((s + e_r) e_l + s e_r) for errors e of the sides, so at a
-price per bit all entries of both sides get one step, Delta^2 = theta / (w s): reverse water-filling
-(Cover and Thomas, Elements of Information Theory, 10.3.3) with a uniform quantiser, dead zone and
-centroids in the place of Shannon's curve. w is the layer's leading energy to the power of
--2 relative: at 1 every layer's error counts relative to its own update.
+s pi_i, where the profile pi goes with the spectrum of the metric on that side (frame_file.py). Its
+error weighs w ((s + e_r) e_l + s e_r) for errors e of the sides, so at a price per bit all entries
+of both sides get one step, Delta^2 = theta / (w s): reverse water-filling (Cover and Thomas,
+Elements of Information Theory, 10.3.3) with a uniform quantiser, dead zone and centroids in the
+place of Shannon's curve. w is the layer's leading energy to the power of -2 relative: at 1 every
+layer's error counts relative to its own update.
 
 Everything that decides how a number is coded is an integer, in quarters of an octave: energies a,
 profiles, steps d. The class a + profile - d of an entry, log2 of variance over step^2, names its

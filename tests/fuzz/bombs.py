@@ -56,9 +56,7 @@ def frames(known: container.Base) -> FramesFile:
         Frame(rng.integers(-127, 128, (DIRECTIONS, width)).astype(np.int8), falling)
         for width in widths
     )
-    layers = {
-        name: (int(name.split(".")[1]), LAYERS + i) for i, name in enumerate(known.names)
-    }
+    layers = {name: (int(name.split(".")[1]), LAYERS + i) for i, name in enumerate(known.names)}
     return FramesFile(made, layers, dict(zip(known.names, known.digests, strict=True)), {})
 
 
