@@ -1,9 +1,10 @@
 """The share of LoRA's gain that a file keeps, over its bytes: a panel per base, task and adapter.
 
-    python -m paper_figures.retained [CSV ...] [--out FOLDER]
+    python -m paper_figures.retained [CSV ...] [--out FOLDER] [--markdown]
 
 Without a CSV all of data/*_budgets*.csv. Bytes are those of the update: trained heads, which every
 file of a panel carries alike, are left out. Error bars are the standard deviation over seeds.
+--markdown prints, for every file of `compact`, what the others keep in as many bytes.
 """
 
 import argparse
@@ -16,14 +17,13 @@ from paper_figures import program, style
 from paper_figures import rows as results
 from paper_figures.accuracy_vs_bytes import on_curve, plot_line, scale_bytes, styled
 
-ACROSS = 3
+ACROSS = 2
 LEAST, MOST = -0.25, 1.4  # what is kept; what harms more, or gains more, is marked at the edge
 SKIPPED = ("float32",)  # four bytes a weight would push what matters to the left edge
 
 
-def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "retained") -> list[Path]:
-    """Draw tidy `rows` to `folder`/`name`.png and .pdf. Raises ValueError where no row has bytes
-    and a retained gain."""
+def panels_of(rows: Sequence[dict[str, Any]]) -> list[results.Panel]:
+    """Panels whose points have the bytes of the update. Raises ValueError where there is none."""
     panels = results.panels(
         rows, lambda row: on_curve(row) and row.get("retained") is not None
         and row.get("codec") not in SKIPPED,
@@ -33,6 +33,47 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "retain
     for panel in panels:
         for point in panel.points:
             point["bytes"] = point["without_head"] or point["bytes"]
+    return panels
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table with a line for every file of `compact`: what it keeps, what `weights` keeps in as
+    many bytes, and the best of the others that take no more than a hundredth above."""
+    lines = ["| base and task | bytes | ratio | compact | weights | best of the others |",
+             "| --- | ---: | ---: | ---: | ---: | --- |"]  # fmt: skip
+
+    def share(point: dict[str, Any] | None) -> str:
+        if point is None:
+            return "-"
+        spread = point.get("retained_std")
+        text = f"{100 * point['retained']:.0f}"
+        return text + ("" if spread is None else f" ± {100 * spread:.0f}")
+
+    for panel in panels_of(rows):
+        ordered = sorted(panel.points, key=lambda point: point["bytes"])
+        float32 = max(row["adapter_bytes"] for row in panel.rows if row.get("adapter_bytes"))
+        for own in (point for point in ordered if point["codec"] == "compact"):
+            small = [p for p in ordered if p["bytes"] <= 1.01 * own["bytes"]]
+            weights = [p for p in small if p["codec"] == "weights"]
+            others = [p for p in small if p["codec"] not in results.PRESETS]
+            best = max(others, key=lambda point: point["retained"], default=None)
+            named = "" if best is None else f" ({best['label']}, {best['bytes']:,.0f})"
+            cells = [
+                panel.title,
+                f"{own['bytes']:,.0f}",
+                f"{float32 / own['bytes']:,.0f}",
+                share(own),
+                share(weights[-1] if weights else None),
+                share(best) + named,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "retained") -> list[Path]:
+    """Draw tidy `rows` to `folder`/`name`.png and .pdf. Raises ValueError where no row has bytes
+    and a retained gain."""
+    panels = panels_of(rows)
     looks = styled(results.lines([point for panel in panels for point in panel.points]))
     columns = min(ACROSS, len(panels))
     lines = -(-len(panels) // columns)
@@ -65,14 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("csv", nargs="*")
     parser.add_argument("--out", default=program.HERE, help="folder for the files")
+    parser.add_argument("--markdown", action="store_true", help="print a table, draw nothing")
     given = parser.parse_args(arguments)
     sources = given.csv or sorted(program.DATA.glob("*_budgets*.csv"))
     try:
-        paths = draw([row for source in sources for row in results.read(source)], given.out)
+        rows = [row for source in sources for row in results.read(source)]
+        found = [markdown(rows)] if given.markdown else draw(rows, given.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print("\n".join(map(str, paths)))
+    print("\n".join(map(str, found)))
 
 
 if __name__ == "__main__":
