@@ -51,7 +51,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
     for panel in panels_of(rows):
         ordered = sorted(panel.points, key=lambda point: point["bytes"])
-        float32 = max(row["adapter_bytes"] for row in panel.rows if row.get("adapter_bytes"))
+        float32 = [row["bytes"] for row in panel.rows if row.get("codec") == "float32"]
         for own in (point for point in ordered if point["codec"] == "compact"):
             small = [p for p in ordered if p["bytes"] <= 1.01 * own["bytes"]]
             weights = [p for p in small if p["codec"] == "weights"]
@@ -61,7 +61,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             cells = [
                 panel.title,
                 f"{own['bytes']:,.0f}",
-                f"{float32 / own['bytes']:,.0f}",
+                f"{float32[0] / own['bytes']:,.0f}" if float32 else "-",
                 share(own),
                 share(weights[-1] if weights else None),
                 share(best) + named,

@@ -21,6 +21,7 @@ from paper_figures import (
     layer_budget,
     parity,
     perturbation,
+    retained,
     retained_grid,
     rows,
     style,
@@ -269,10 +270,22 @@ def test_two_configurations_are_two_tables_with_labels_of_their_own(tmp_path):
 
 def test_the_tables_in_the_readme_are_the_committed_ones():
     readme = (ROOT / "README.md").read_text()
-    for name in ("smollm2_budgets", "smollm2_sentiment", "peft_parity"):
+    for name in ("smollm2_sentiment", "peft_parity"):
         assert (FOLDER / "tables" / f"{name}.md").read_text() in readme, name
     found = rows.read(FOLDER / "data" / "smollm2_sentiment.csv")
     assert tables.markdown(found) + "\n" in readme
+    budgets = sorted((FOLDER / "data").glob("*_budgets*.csv"))
+    assert retained.markdown([row for path in budgets for row in rows.read(path)]) in readme
+
+
+def test_what_is_retained_stands_beside_what_no_more_bytes_retain():
+    found = retained.markdown(grid()).splitlines()[2:]
+    assert len(found) == len({r["label"] for r in grid() if r["codec"] == "compact"})
+    for line in found:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        best = re.search(r", ([0-9,]+)\)$", cells[5])
+        size, most = (int(text.replace(",", "")) for text in (best[1], cells[1]))
+        assert size <= 1.01 * most and cells[2] == "71" and "±" in cells[3]
 
 
 def test_a_new_measure_is_a_column_without_new_code():
