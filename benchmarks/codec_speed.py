@@ -88,9 +88,9 @@ def flops(setting: Mapping[str, Any], shapes: list[tuple[int, int]]) -> float:
     setting: as the report of an encoding has it; shapes (m, n) of the adapted weights.
     """
     if setting.get("kind") == "activation":
-        # The input side is turned into the frame, out of it, and in again to measure the error,
+        # Both sides are turned into the frame, out of it, and in again to measure the error,
         # each time by FRAME reflections in two products.
-        return float(sum(3 * 2 * 2 * FRAME * inputs * RANK for _, inputs in shapes))
+        return float(sum(3 * 2 * 2 * FRAME * dim * RANK for shape in shapes for dim in shape))
     total, count = 0.0, setting["recipe"]["size"]
     for shape in shapes:
         for dim in shape:

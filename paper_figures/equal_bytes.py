@@ -7,24 +7,11 @@ it weighs. A code whose errors count as the activations see them is the best abo
 below.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 from paper_figures import accuracy_vs_bytes, program
 
-
-def draw(
-    rows: Sequence[dict[str, Any]],
-    folder: str | Path,
-    name: str = "equal_bytes",
-    score: str = "test score",
-) -> list[Path]:
-    """Draw tidy `rows` to `folder`/`name`.png and .pdf; `score` labels the upper axis. Raises
-    ValueError where no row has a size and a score."""
-    return accuracy_vs_bytes.draw(rows, folder, name, score)
-
-
+draw = partial(accuracy_vs_bytes.draw, name="equal_bytes")
 main = program.command(draw, "smollm2_budgets.csv", __doc__, score="label of the upper axis")
 
 

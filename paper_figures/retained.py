@@ -18,7 +18,7 @@ from paper_figures import rows as results
 from paper_figures.accuracy_vs_bytes import on_curve, plot_line, scale_bytes, styled
 
 ACROSS = 2
-LEAST, MOST = -0.25, 1.4  # what is kept; what harms more, or gains more, is marked at the edge
+LEAST, MOST = -0.25, 1.4  # the axis; a file that harms more has no marker
 SKIPPED = ("float32",)  # four bytes a weight would push what matters to the left edge
 
 

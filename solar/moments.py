@@ -180,5 +180,5 @@ def _sum(
     if total is None:
         raise SolarError("frames need at least one batch of text or images")
     inputs = len(total) - len(layers)
-    names = sorted(layers)
-    return [x / count for x in total], {k: (layers[k], inputs + names.index(k)) for k in names}
+    both = {name: (layers[name], i) for i, name in enumerate(sorted(layers), inputs)}
+    return [x / count for x in total], both

@@ -12,7 +12,7 @@ checksum (8) of what the packet decodes to. The payload is profiled.py's.
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from solar.codec.blas import one_thread
 from solar.codec.coefficients import coded_sides
 from solar.codec.container import Base, Encoded, Packet, PacketError, Watch, unwatched
 from solar.codec.factors import Factors
-from solar.codec.frame_file import OCTAVE, FramesFile
+from solar.codec.frame_file import OCTAVE, Frame, FramesFile
 from solar.codec.heads import pack_heads
 from solar.codec.profiled import Dials, Lines
 from solar.errors import SolarError
@@ -44,41 +44,35 @@ RELATIVE = 0.25  # how far errors count relative to the layer's own change
 MAX_POWER = 2**12  # quarters of an octave, either way
 
 
+def _by_layer(
+    known: Base, ranks: tuple[int, ...], frames: FramesFile, make: Callable[[Frame, int], Any]
+) -> dict[str, tuple[Any, Any]]:
+    """What `make` makes of the frames of input and output (side 0 and 1) of every layer that is
+    sent, once a frame. Raises SolarError where a frame does not fit."""
+    made: dict[int, Any] = {}
+    found = {}
+    for name, shape, rank in zip(known.names, known.shapes, ranks, strict=True):
+        if rank == 0:
+            continue
+        for side, index in enumerate(frames.layers[name]):
+            frame = frame_file.frame_of(frames, index, shape[1 - side])
+            if index not in made:
+                made[index] = make(frame, side)
+        into, out = frames.layers[name]
+        found[name] = made[into], made[out]
+    return found
+
+
 def _profiles(known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Dials) -> list:
     """Profiles (m + n,) of every layer that is sent, None of the others."""
-    shared: dict[int, np.ndarray] = {}
-
-    def of(index: int, width: int, slope: int) -> np.ndarray:
-        if index not in shared:
-            shared[index] = frame_file.profile(frame_file.frame_of(frames, index, width), slope)
-        return shared[index]
-
-    found = []
-    for name, (outputs, inputs), rank in zip(known.names, known.shapes, ranks, strict=True):
-        if rank == 0:
-            found.append(None)
-            continue
-        into, out = frames.layers[name]
-        both = of(out, outputs, dials.out), of(into, inputs, dials.slope)
-        found.append(np.concatenate(both))
-    return found
+    slopes = dials.slope, dials.out
+    both = _by_layer(known, ranks, frames, lambda f, side: frame_file.profile(f, slopes[side]))
+    return [np.concatenate(both[name][::-1]) if name in both else None for name in known.names]
 
 
 def _reflections(known: Base, ranks: tuple[int, ...], frames: FramesFile) -> dict:
     """Reflections of inputs and of outputs by the name of the layer, of those that are sent."""
-    used: dict[int, metric.Reflections] = {}
-
-    def of(index: int, width: int) -> metric.Reflections:
-        if index not in used:
-            used[index] = metric.reflections(frame_file.frame_of(frames, index, width))
-        return used[index]
-
-    found = {}
-    for name, (outputs, inputs), rank in zip(known.names, known.shapes, ranks, strict=True):
-        if rank:
-            into, out = frames.layers[name]
-            found[name] = of(into, inputs), of(out, outputs)
-    return found
+    return _by_layer(known, ranks, frames, lambda frame, side: metric.reflections(frame))
 
 
 def _lines(
