@@ -12,8 +12,8 @@ checksum (8) of what the packet decodes to. The payload is profiled.py's.
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,6 +91,77 @@ def _lines(
     )
 
 
+Size = Callable[[np.ndarray, float], int]
+
+
+class Plan(NamedTuple):
+    """What is sent of an update: all its components, the mask (c,) of those that are, and how."""
+
+    own: Lines
+    sent: np.ndarray
+    dials: Dials
+
+
+def sizes_of(
+    known: Base, seen: Sequence[metric.Seen | None], overhead: Callable[..., int], heads: int
+) -> Size:
+    """Bytes of a file that sends the components of a mask (c,), whose cells have so many bits;
+    overhead: of container.py, for the ranks; heads: bytes of packed heads."""
+
+    def size(sent: np.ndarray, bits: float) -> int:
+        body = profiled.length(int(sent.sum()), bits)
+        return overhead(_ranks_of(seen, sent)) + heads + body
+
+    return size
+
+
+def _ranks_of(seen: Sequence[metric.Seen | None], sent: np.ndarray) -> tuple[int, ...]:
+    ranks = [len(s.sizes) if s else 0 for s in seen]
+    layer = np.repeat(np.arange(len(ranks)), ranks)
+    return tuple(np.bincount(layer[sent], minlength=len(ranks)).tolist())
+
+
+def choose(
+    known: Base,
+    frames: FramesFile,
+    seen: Sequence[metric.Seen | None],
+    size: Size,
+    budget_bytes: int,
+    relative: float = RELATIVE,
+    slopes: tuple[int, int] | None = None,
+) -> Plan:
+    """The components and dials that make the most of a budget. seen: every layer's update in the
+    metric, None for a layer without one. slopes: of the profile, where they are not to be found by
+    trial."""
+    ranks = tuple(len(s.sizes) if s else 0 for s in seen)
+    sizes = np.concatenate([s.sizes for s in seen if s] or [np.zeros(0)])
+    logs = OCTAVE * np.log2(np.maximum(sizes, 1e-300))
+    power = int(np.ceil(logs.max())) - profiled.ENERGIES + 1 if len(logs) else 0
+    energies = np.clip(np.round(logs - power), 0, profiled.ENERGIES - 1).astype(np.int64)
+    values = [np.concatenate([s.left.T, s.right.T], axis=1).ravel() for s in seen if s]
+    whole = np.concatenate(values) if values else np.zeros(0)
+    slope, out = slopes or (FIRST, FIRST)
+    dials = Dials(power, 0, 0, round(255 * relative), slope, out)
+    own = _lines(known, ranks, frames, dials, energies, whole)
+    dials, sent = profiled.fill(own, dials, size, budget_bytes)
+    if slopes or not sent.any():
+        return Plan(own, sent, dials)
+
+    def cost(slope: int, out: int) -> float:
+        with_these = dials._replace(slope=slope, out=out)
+        part = profiled.only(_lines(known, ranks, frames, with_these, energies, whole), sent)
+        return profiled.cost(part, dials)
+
+    out = min(OUTS, key=lambda out: cost(FIRST, out))
+    slope = min(SLOPES, key=lambda slope: cost(slope, out))
+    if (slope, out) == (FIRST, FIRST):
+        return Plan(own, sent, dials)
+    dials = dials._replace(slope=slope, out=out)
+    own = _lines(known, ranks, frames, dials, energies, whole)
+    dials, sent = profiled.fill(own, dials, size, budget_bytes)
+    return Plan(own, sent, dials)
+
+
 @one_thread
 def encode(
     factors: Mapping[str, Factors],
@@ -124,45 +195,15 @@ def encode(
         metric.seen(f, *turns[name]) if rank else None
         for name, f, rank in zip(known.names, ordered, ranks, strict=True)
     ]
-    sizes = np.concatenate([s.sizes for s in seen if s] or [np.zeros(0)])
-    logs = OCTAVE * np.log2(np.maximum(sizes, 1e-300))
-    power = int(np.ceil(logs.max())) - profiled.ENERGIES + 1 if len(logs) else 0
-    energies = np.clip(np.round(logs - power), 0, profiled.ENERGIES - 1).astype(np.int64)
-    values = [np.concatenate([s.left.T, s.right.T], axis=1).ravel() for s in seen if s]
-    whole = np.concatenate(values) if values else np.zeros(0)
-    dials = Dials(power, 0, 0, round(255 * relative), FIRST, FIRST)
-    own = _lines(known, ranks, frames, dials, energies, whole)
-    layer = np.repeat(np.arange(len(ranks)), ranks)
-
-    def ranks_of(sent: np.ndarray) -> tuple[int, ...]:
-        return tuple(np.bincount(layer[sent], minlength=len(ranks)).tolist())
-
-    def size(sent: np.ndarray, bits: float) -> int:
-        body = profiled.length(int(sent.sum()), bits)
-        return overhead(ranks_of(sent)) + len(packed) + body
-
-    least = size(np.zeros(len(sizes), bool), 0.0)
+    size = sizes_of(known, seen, overhead, len(packed))
+    least = size(np.zeros(sum(ranks), bool), 0.0)
     if budget_bytes < least:
         raise SolarError(
             f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
             f"nothing has {least}, {len(packed)} of them for trained heads; give more"
         )
-    dials, sent = profiled.fill(own, dials, size, budget_bytes)
-
-    def cost(slope: int, out: int) -> float:
-        with_these = dials._replace(slope=slope, out=out)
-        part = profiled.only(_lines(known, ranks, frames, with_these, energies, whole), sent)
-        return profiled.cost(part, dials)
-
-    slope = out = FIRST
-    if sent.any():
-        out = min(OUTS, key=lambda out: cost(FIRST, out))
-        slope = min(SLOPES, key=lambda slope: cost(slope, out))
-    if (slope, out) != (FIRST, FIRST):
-        dials = dials._replace(slope=slope, out=out)
-        own = _lines(known, ranks, frames, dials, energies, whole)
-        dials, sent = profiled.fill(own, dials, size, budget_bytes)
-    part, kept = profiled.only(own, sent), ranks_of(sent)
+    own, sent, dials = choose(known, frames, seen, size, budget_bytes, relative)
+    part, kept = profiled.only(own, sent), _ranks_of(seen, sent)
     while len(body := profiled.pack(part, dials)) > budget_bytes - overhead(kept) - len(packed):
         dials = profiled.coarser(part, dials)  # the coder may need a word more than the chances say
     # The sender reads its own file, so what is measured is what arrives.
