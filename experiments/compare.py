@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track as progress
 
-from experiments import plot, reported, table
+from experiments import channel, plot, reported, table
 from experiments.collect import tidy
 from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
@@ -71,6 +71,8 @@ def shrink(config: dict) -> dict:
     if "grids" not in codec:
         return config | {"codec": codec | {"size": min(codec["size"], TINY_SIZE)}}
     codec["budgets"] = codec["budgets"][:1]
+    for node in (codec.get("channel") or {}).values():
+        node |= {"budgets": node["budgets"][:1], "steps": 2}
     for grid in codec["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
         grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
@@ -124,7 +126,7 @@ def _usual_selection(atoms: str) -> str:
 
 
 def encode_all(
-    config: Mapping[str, Any], factors: dict[str, Factors], heads: dict, setup: Setup
+    config: Mapping[str, Any], factors: dict[str, Factors], heads: dict, setup: Setup, home: Path
 ) -> Iterator[tuple[str, str, dict, Encoded]]:
     """Codec, label, row columns and packet of everything that is to be scored."""
     weights, names = Weights(setup.base), usual_names(setup.base)
@@ -136,6 +138,7 @@ def encode_all(
     if "grids" in config["codec"]:
         yield from encode_baselines(config["codec"]["baselines"], factors, weights, common)
         yield from encode_budgets(config, factors, setup, weights, common)
+        yield from channel.encoded(config, setup, home)
     every = list(settings(config["codec"], config["seed"]))
     for codec, label, columns, setting, budget in progress(
         every, "compress", console=console, disable=len(every) < 2
@@ -236,7 +239,7 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
         factors, Weights(setup.base), config["alignment"], packages.cache_dir() / "bases",
         config["seed"],
     )  # fmt: skip
-    rows, files = write_packets(config, folder / "packets", factors, adapter.heads, setup)
+    rows, files = write_packets(config, folder / "packets", factors, adapter.heads, setup, home)
     bounds = reported.bounds_of(rows)
     rows.insert(0, {"codec": "float32", "label": "LoRA, float32", "relative_error": 0.0,
                     "bytes": facts["bytes"]})  # fmt: skip
@@ -282,11 +285,12 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
 
 
 def write_packets(
-    config: Mapping[str, Any], folder: Path, factors: dict[str, Factors], heads: dict, setup: Setup
-) -> tuple[list[dict[str, Any]], list[Path]]:
+    config: Mapping[str, Any], folder: Path, factors: dict[str, Factors], heads: dict, setup: Setup,
+    home: Path,
+) -> tuple[list[dict[str, Any]], list[Path]]:  # fmt: skip
     """A row and a file for every packet of the comparison; files that are there already stay."""
     rows, files = [], []
-    for codec, label, columns, coded in encode_all(config, factors, heads, setup):
+    for codec, label, columns, coded in encode_all(config, factors, heads, setup, home):
         name = "".join(c if c.isalnum() or c in "-." else "_" for c in label)
         path = folder / f"{name}.solar"
         if not path.is_file() or path.read_bytes() != coded.data:

@@ -6,7 +6,7 @@ it had not been.
 """
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,8 +102,9 @@ def make_step(base: Base, method: Method, method_config: Any, task: Task, config
         keys = jax.random.key_data(jax.random.split(key, max(len(keyed), 1)))
         drops = {name: keys[i] for i, name in enumerate(keyed)}
         model = assemble(shape, {**params, **method.update(trainable, frozen), **drops})
-        outcome = measure(model, aim, batch)
-        return outcome.loss, outcome.count
+        outcome = measure(model, aim, batch, batch.get("reference"))
+        loss = outcome.divergence if "reference" in batch else outcome.loss
+        return loss, outcome.count
 
     def update(params, state, batch, step):
         trainable, frozen, opt_state = state
@@ -144,7 +145,9 @@ def train(
     """Trains ``method`` on ``task``; with ``folder`` it checkpoints there and resumes what it
     finds.
 
-    Raises SolarError for an empty training set, a folder that holds another run, and a loss that is
+    Rows of the task's training split that hold a ``reference``, what solar.objective.predict gave
+    with other weights, are learnt from that and not from their labels. Raises SolarError for an
+    empty training set, a folder that holds another run, and a loss that is
     not finite (named with its step). KeyboardInterrupt leaves a checkpoint of the last whole step.
     """
     count = len(next(iter(task.train.values()))) if task.train else 0
@@ -173,7 +176,9 @@ def train(
     if folder is not None:
         manager = open_checkpoints(Path(folder))
         if (last := manager.latest_step()) is not None:
-            state, losses = restore(manager, last, state, identity(own), Path(folder))
+            state, losses = restore(
+                manager, last, state, method.carried, identity(own), Path(folder)
+            )
     # Names the method itself supplies are not taken from the base, so nothing is held twice.
     given = jax.eval_shape(method.update, trainable, frozen).keys()
     params = {k: jnp.asarray(v) for k, v in base.params.items() if k not in given}
@@ -185,7 +190,7 @@ def train(
             manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(pack(state)),
+                    state=ocp.args.StandardSave(pack(state, method.carried)),
                     run=ocp.args.JsonSave({"losses": losses, "run": identity(own)}),
                 ),
             )
@@ -199,6 +204,7 @@ def train(
                 batch = {k: v[index] for k, v in task.train.items()}
                 batch["weight"] = np.ones(config.batch_size, np.float32)
                 with deferred_interrupt():
+                    state = refreshed(method, method_config, state, step)
                     state, loss, norm = update(params, state, batch, step)
                     # The loss of the step before is read while this one runs on the device.
                     if pending is not None:
@@ -225,7 +231,17 @@ def train(
     finally:
         if manager is not None:
             manager.close()
+    state = refreshed(method, method_config, state, len(losses))
     return Trained(state[0], state[1], losses)
+
+
+def refreshed(method: Method, config: Any, state: tuple, step: int) -> tuple:
+    """The state with what the method replaces in its frozen arrays before a step."""
+    if method.refresh is None:
+        return state
+    trainable, frozen, opt_state = state
+    fresh = method.refresh(trainable, frozen, step, config)
+    return trainable, {**frozen, **jax.tree.map(jnp.asarray, fresh)}, opt_state
 
 
 def settle(pending: tuple, losses: list[float], log) -> None:
@@ -282,14 +298,21 @@ def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
 
 
-def pack(state: tuple) -> dict[str, Any]:
+def pack(state: tuple, carried: Iterable[str]) -> dict[str, Any]:
     """The parts of the state that change; leaves of the optimiser's state in their order."""
-    trainable, _, opt_state = state
-    return {"trainable": trainable, "optimizer": list(jax.tree.leaves(opt_state))}
+    trainable, frozen, opt_state = state
+    packed = {"trainable": trainable, "optimizer": list(jax.tree.leaves(opt_state))}
+    kept = {name: frozen[name] for name in carried}
+    return {**packed, "carried": kept} if kept else packed
 
 
 def restore(
-    manager: ocp.CheckpointManager, step: int, state: tuple, own: str, folder: Path
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: tuple,
+    carried: Iterable[str],
+    own: str,
+    folder: Path,
 ) -> tuple[tuple, list[float]]:
     """State and losses of a checkpoint; raises SolarError where another config wrote it."""
     run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
@@ -297,12 +320,13 @@ def restore(
         raise SolarError(
             f"{folder} holds a run of another config; remove it or choose another folder"
         )
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, pack(state))
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, pack(state, carried))
     found = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
     ).state
     opt_state = jax.tree.unflatten(jax.tree.structure(state[2]), found["optimizer"])
-    return (found["trainable"], state[1], opt_state), list(run["losses"])
+    frozen = {**state[1], **found.get("carried", {})}
+    return (found["trainable"], frozen, opt_state), list(run["losses"])
 
 
 def parse(config: Mapping[str, Any], seed: int) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""What training, evaluation and tables know of a method of adaptation: three pure functions."""
+"""What training, evaluation and tables know of a method of adaptation: a few pure functions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,9 +16,14 @@ class Method(NamedTuple):
     hooks(base, config) -> (rank of each projection that gets a low-rank hook, dropout rate)
     init(key, base, config) -> (trainable, frozen): float32 arrays by name
     update(trainable, frozen) -> the leaves that the model sees beside, or instead of, the base's
+    refresh(trainable, frozen, step, config) -> entries of frozen that are to be replaced before a
+        step and after the last; on the host, outside of what is compiled
+    carried: the entries of frozen that the next refresh needs, so that checkpoints hold them
     """
 
     name: str
     hooks: Callable[[Base, Any], tuple[dict[str, int], float]]
     init: Callable[[jax.Array, Base, Any], tuple[dict[str, jax.Array], dict[str, jax.Array]]]
     update: Callable[[Leaves, Leaves], dict[str, jax.Array]]
+    refresh: Callable[[Leaves, Leaves, int, Any], dict[str, Any]] | None = None
+    carried: tuple[str, ...] = ()

@@ -37,6 +37,7 @@ from solar.codec.profiled import Dials, Lines
 from solar.errors import SolarError
 
 FIXED = struct.Struct(f"<{frame_file.HASH}sH")  # the checksum follows
+PARAMETERS = FIXED.size + checksum.LENGTH
 SLOPES = range(8, 31, 2)  # of the profile of inputs, in 16ths; what the sender chooses from
 OUTS = range(0, 31, 2)  # of that of outputs
 FIRST = 16  # where both begin: factors that lie no way in particular in the space of the weights
@@ -162,6 +163,20 @@ def choose(
     return Plan(own, sent, dials)
 
 
+def sent_of(
+    known: Base, seen: Sequence[metric.Seen | None], plan: Plan
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What a receiver gets of every layer, in the metric: left (m, r) and right (n, r) float64 of
+    the components that are sent."""
+    decoded = profiled.attempt(profiled.only(plan.own, plan.sent), plan.dials).decoded
+    found, at = [], 0
+    for (m, n), rank in zip(known.shapes, _ranks_of(seen, plan.sent), strict=True):
+        table = decoded[at : at + rank * (m + n)].reshape(rank, m + n)
+        found.append((table[:, :m].T, table[:, m:].T))
+        at += rank * (m + n)
+    return found
+
+
 @one_thread
 def encode(
     factors: Mapping[str, Factors],
@@ -170,6 +185,7 @@ def encode(
     *,
     budget_bytes: int,
     relative: float = RELATIVE,
+    slopes: tuple[int, int] | None = None,
     known: Base | None = None,
     heads: Mapping[str, np.ndarray] | None = None,
     head_dtype: str = "float16",
@@ -181,14 +197,15 @@ def encode(
     factors, base, heads, usual_names and watch as in encode.py. known: what container.identify says
     of the base's layers `factors`, where that has been asked already. relative: from 0, where
     errors count as the metric has them, to 1, where each counts relative to what the layer's own
-    update is in it. How fast the energy of a factor falls with the eigenvalues is found by trial,
-    for inputs and for outputs. Raises SolarError where the frames do not fit the base.
+    update is in it. slopes: how fast the energy of a factor falls with the eigenvalues, of inputs
+    and of outputs in 16ths; by trial where they are not given. Raises SolarError where the frames
+    do not fit the base.
     """
     known = known or container.identify(base, factors, watch)
     frame_file.check(frames, known.names, known.digests)
     ordered = container.in_order(known, factors)
     names, packed = container.listed(known, usual_names), pack_heads(heads, head_dtype)
-    overhead = container.overhead(names, FIXED.size + checksum.LENGTH)
+    overhead = container.overhead(names, PARAMETERS)
     ranks = tuple(f.left.shape[1] for f in ordered)
     turns = _reflections(known, ranks, frames)
     seen = [
@@ -202,7 +219,7 @@ def encode(
             f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
             f"nothing has {least}, {len(packed)} of them for trained heads; give more"
         )
-    own, sent, dials = choose(known, frames, seen, size, budget_bytes, relative)
+    own, sent, dials = choose(known, frames, seen, size, budget_bytes, relative, slopes)
     part, kept = profiled.only(own, sent), _ranks_of(seen, sent)
     while len(body := profiled.pack(part, dials)) > budget_bytes - overhead(kept) - len(packed):
         dials = profiled.coarser(part, dials)  # the coder may need a word more than the chances say

@@ -1,0 +1,164 @@
+"""SOLAR-aware: goes on training an adapter through the channel that it will be sent over.
+
+The factors are trained in the frames of the base (codec/frame_file.py): in leading directions of
+each layer's inputs and of the gradients at its outputs, each scaled by what it is worth, which is
+what a `compact` file holds numbers of. Before every step the host asks the codec itself what a file
+of the budget would hold of the present factors; the model sees that, and the gradient passes
+straight through to the factors (straight-through estimator: Bengio et al., arXiv 1308.3432; with a
+quantiser in training: Jacob et al., arXiv 1712.05877). So the loss that is minimised is that of the
+decoded file. Nothing about the file is new, and nobody but the sender needs to know.
+
+The codec turns the factors into those that are canonical in the metric; in between, the model's are
+`left @ left_turn`, with turns that leave the update as it is and are held fixed over a step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solar.adapters.adapter import Adapter
+from solar.adapters.method import Leaves, Method
+from solar.codec import activation, container, frame_file, metric
+from solar.codec.container import Base as Known
+from solar.codec.frame_file import FramesFile
+from solar.weights.base import Base
+
+AGAIN = 10  # steps after which the slopes of the profile are found anew
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class AwareConfig:
+    """budget_bytes: of a file, heads apart; directions: of a layer's frames that are trained, on
+    either side. start and frames name what goes on from where, for identities."""
+
+    budget_bytes: int
+    directions: int = 64
+    start: str = ""
+    frames: str = ""
+
+
+def method(
+    start: Adapter, known: Known, frames: FramesFile, names: tuple[str, ...] | None
+) -> Method:
+    """The method that goes on with the adapter `start`. known: what container.identify says of the
+    base's layers that it changes; names: those that a file lists, as container.listed has them."""
+    ranks = {name: start.pairs[name][1].shape[0] for name in known.names}
+    rank = max(ranks.values(), default=1)
+
+    def hooks(base: Base, config: AwareConfig) -> tuple[dict[str, int], float]:
+        return dict.fromkeys(known.names, rank), 0.0
+
+    def init(key: jax.Array, base: Base, config: AwareConfig) -> tuple[dict, dict]:
+        """Factors (layers, directions, rank) in the frames, and each frame's directions in the
+        space of the weights (n, directions) over what they are scaled by, all float32."""
+        shape = len(known.names), config.directions, rank
+        trainable = {side: np.zeros(shape, np.float32) for side in SIDES}
+        frozen = {"slopes": np.full(2, activation.FIRST, np.int32)}
+        for i, name in enumerate(known.names):
+            b, a, scale = start.pairs[name]
+            for side, index, own in zip(
+                SIDES, frames.layers[name][::-1], (b * scale, a.T), strict=True
+            ):
+                turn = metric.reflections(frame_file.frame_of(frames, index, len(own)))
+                seen = metric.into(turn, own)[: config.directions]
+                trainable[side][i, : len(seen), : ranks[name]] = seen
+                if f"frame.{index}" not in frozen:
+                    frozen[f"frame.{index}"] = _directions(turn, config.directions)
+            _balance(trainable, i)
+        trainable |= {name: np.asarray(head, np.float32) for name, head in start.heads.items()}
+        nothing = np.zeros(shape, np.float32), np.zeros((shape[0], rank, rank), np.float32)
+        for side in SIDES:
+            frozen |= dict(zip((f"{side}_sent", f"{side}_turn"), nothing, strict=True))
+        return jax.tree.map(jnp.asarray, trainable), jax.tree.map(jnp.asarray, frozen)
+
+    def refresh(trainable: Leaves, frozen: Leaves, step: int, config: AwareConfig) -> dict:
+        """What a file of the budget holds of the factors now, and how they were turned for it."""
+        now = {side: np.asarray(trainable[side], np.float64) for side in SIDES}
+        turned = canonical(now["left"], now["right"])
+        seen = [_whole(known, turned, i) for i in range(len(known.names))]
+        overhead = container.overhead(names, activation.PARAMETERS)
+        slopes = None if step % AGAIN == 0 else tuple(np.asarray(frozen["slopes"]).tolist())
+        size = activation.sizes_of(known, seen, overhead, 0)
+        plan = activation.choose(known, frames, seen, size, config.budget_bytes, slopes=slopes)
+        sent = activation.sent_of(known, seen, plan)
+        found = {"slopes": np.array([plan.dials.slope, plan.dials.out], np.int32)}
+        for at, side in enumerate(SIDES):
+            whole = np.zeros(now[side].shape, np.float32)
+            for i, pair in enumerate(sent):
+                part = pair[at][: whole.shape[1]]
+                whole[i, : len(part), : part.shape[1]] = part
+            turn = np.linalg.pinv(now[side], rcond=1e-9) @ turned[at]
+            found |= {f"{side}_sent": whole, f"{side}_turn": turn.astype(np.float32)}
+        return found
+
+    def update(trainable: Leaves, frozen: Leaves) -> dict[str, jax.Array]:
+        leaves = {name: leaf for name, leaf in trainable.items() if name not in SIDES}
+        left, right = (_through(trainable, frozen, side) for side in SIDES)
+        for i, name in enumerate(known.names):
+            inputs, outputs = (frozen[f"frame.{index}"] for index in frames.layers[name])
+            leaves[f"{name}.lora_A"] = (inputs @ right[i]).T
+            leaves[f"{name}.lora_B"] = outputs @ left[i]
+        return leaves
+
+    return Method("solar_aware", hooks, init, update, refresh, ("slopes",))
+
+
+def adapter(trained: Leaves, frozen: Leaves, known: Known, frames: FramesFile) -> Adapter:
+    """What was trained, before the channel: coded with the slopes that `frozen` holds it is what
+    the model saw in the end."""
+    pairs = {}
+    for i, name in enumerate(known.names):
+        inputs, outputs = (np.asarray(frozen[f"frame.{k}"]) for k in frames.layers[name])
+        left, right = (np.asarray(trained[side][i]) for side in SIDES)
+        pairs[name] = outputs @ left, (inputs @ right).T, 1.0
+    heads = {name: np.asarray(leaf) for name, leaf in trained.items() if name not in SIDES}
+    return Adapter(pairs, heads)
+
+
+def canonical(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The canonical factors of left right^T, all (layers, directions, rank) float64 in the metric,
+    and energies (layers, rank); metric.seen has the same for a layer of weights."""
+    q_left, r_left = np.linalg.qr(left)
+    q_right, r_right = np.linalg.qr(right)
+    p, sizes, qt = np.linalg.svd(r_left @ r_right.transpose(0, 2, 1))
+    root = np.sqrt(sizes)[:, None, :]
+    return (q_left @ p) * root, (q_right @ qt.transpose(0, 2, 1)) * root, sizes
+
+
+def _whole(known: Known, turned: tuple[np.ndarray, np.ndarray, np.ndarray], i: int) -> metric.Seen:
+    """A layer's factors with the directions that are not trained, which are zero."""
+    left, right, sizes = (part[i] for part in turned)
+    kept = sizes > 1e-7 * sizes[0]  # as codec/factors.py drops what is nothing but rounding
+    sides = []
+    for width, own in zip(known.shapes[i], (left, right), strict=True):
+        side = np.zeros((width, int(kept.sum())))
+        side[: min(len(own), width)] = own[: min(len(own), width), kept]
+        sides.append(side)
+    return metric.Seen(*sides, sizes[kept]) if kept.any() else None
+
+
+def _through(trainable: Leaves, frozen: Leaves, side: str) -> jax.Array:
+    """What was sent, with the gradient of what it was made of."""
+    turned = trainable[side] @ frozen[f"{side}_turn"]
+    return turned + jax.lax.stop_gradient(frozen[f"{side}_sent"] - turned)
+
+
+def _directions(turn: metric.Reflections, count: int) -> np.ndarray:
+    """(n, count) float32: leading directions over their scales; zero columns past the width."""
+    width = len(turn.scale)
+    found = np.zeros((width, count), np.float32)
+    some = np.eye(width)[:, : min(count, width)]
+    found[:, : some.shape[1]] = metric.out_of(turn, some)
+    return found
+
+
+def _balance(trainable: Mapping[str, np.ndarray], i: int) -> None:
+    """Gives both factors of a layer the same norm, as the codec has them."""
+    left, right = (float(np.linalg.norm(trainable[side][i])) for side in SIDES)
+    if left and right:
+        trainable["left"][i] *= np.sqrt(right / left)
+        trainable["right"][i] *= np.sqrt(left / right)

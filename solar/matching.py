@@ -1,0 +1,39 @@
+"""Matching: a task without labels, whose answers are what an adapter gives on the same inputs."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solar.adapters.adapter import Adapter
+from solar.models.structure import assemble, structure
+from solar.objective import aim_of, predict
+from solar.score import hook_leaves
+from solar.tasks.task import Task, identity_of
+from solar.weights.base import Base
+
+TOGETHER = 32  # examples in one batch
+
+
+def matching(base: Base, task: Task, own: Adapter) -> Task:
+    """`task` with a training split whose every row has a `reference` and no label: float32 hidden
+    states, or logits of an image model, where the base with `own` predicts something. Training then
+    lowers the divergence from `own`'s predictions."""
+    ranks = {name: a.shape[0] for name, (_, a, _) in own.pairs.items()}
+    update = {name: (b * np.float32(s), a.T) for name, (b, a, s) in own.pairs.items()}
+    shape, aim = structure(base.config, ranks), aim_of(task, base)
+    given = {**base.params, **hook_leaves(base, update, ranks), **own.heads}
+    given = {name: jnp.asarray(leaf) for name, leaf in given.items()}
+    run = jax.jit(lambda given, batch: predict(assemble(shape, given), aim, batch))
+    rows = {k: v for k, v in task.train.items() if k != "label"}
+    count, parts = len(next(iter(rows.values()))), []
+    for first in range(0, count, TOGETHER):
+        index = np.minimum(np.arange(first, first + TOGETHER), count - 1)  # one shape is compiled
+        found = run(given, {k: v[index] for k, v in rows.items()})
+        parts.append(np.asarray(found, np.float32)[: count - first])
+    rows["reference"] = np.concatenate(parts)
+    if "label" in task.train:
+        rows["label"] = np.zeros_like(task.train["label"])  # of no effect, so that none is used
+    name = f"{task.name}, matched"
+    return replace(task, name=name, train=rows, identity=identity_of({"train": rows}))
