@@ -74,7 +74,8 @@ def _trained(
     """The adapter for one budget, and the slopes to code it with: trained, or from the cache."""
     name, start = given
     training = {**config["train"], **{k: node[k] for k in TRAINING if k in node}}
-    settings = aware.AwareConfig(size, start=name, frames=frames.hash.hex())
+    wide = {k: node[k] for k in ("directions",) if k in node}
+    settings = aware.AwareConfig(size, start=name, frames=frames.hash.hex(), **wide)
     own = {
         "base": setup.fingerprint,
         "method": repr(settings),

@@ -36,7 +36,7 @@ class AwareConfig:
     either side. start and frames name what goes on from where, for identities."""
 
     budget_bytes: int
-    directions: int = 64
+    directions: int = 256
     start: str = ""
     frames: str = ""
 

@@ -1,0 +1,146 @@
+"""Training through the channel: what the model saw is what the file decodes to, it serves the task
+better than coding afterwards, and runs are resumed to the bit.
+"""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from golden import cases
+from test_compare import SMALL, home, run  # noqa: F401  the fixture is used by its name
+from test_train import assert_same_bits, small, toy_task
+
+from solar import moments, record
+from solar.adapters import aware, lora
+from solar.adapters.aware import AwareConfig
+from solar.adapters.lora import LoraConfig
+from solar.codec import activation, container, packet
+from solar.codec.factors import canonical
+from solar.evaluate import Weights
+from solar.matching import matching
+from solar.score import make_scorer
+from solar.train import TrainConfig, train
+
+LORA = LoraConfig(r=3, lora_alpha=3, target_modules=("c_attn", "c_fc"))
+TIGHT = AwareConfig(budget_bytes=400, directions=32)
+RUN = TrainConfig(steps=60, batch_size=16, learning_rate=1e-2, seed=1)
+
+
+class Given:
+    """A trained adapter of a small base and what coding it takes."""
+
+    def __init__(self):
+        self.base, self.task = small(), toy_task()
+        done = train(self.base, lora.METHOD, LORA, self.task, RUN)
+        self.start = lora.adapter(done.trainable, done.frozen)
+        tokens = cases.stream("text of frames").integers(2, cases.VOCABULARY, (4, 16, 12))
+        batches = [{"tokens": x.astype(np.int32), "mask": np.ones(x.shape, bool)} for x in tokens]
+        self.frames = moments.frames_of(self.base, batches, rows=24)
+        self.weights = Weights(self.base)
+        self.known = container.identify(self.weights, self.start.pairs)
+        self.method = aware.method(self.start, self.known, self.frames, self.known.names)
+
+    def train(self, task=None, config=RUN, settings=TIGHT, folder=None, log=None):
+        return train(self.base, self.method, settings, task or self.task, config, folder, log)
+
+    def file(self, pairs, slopes=None) -> activation.Encoded:
+        return activation.encode(
+            canonical(pairs), self.weights, self.frames, budget_bytes=TIGHT.budget_bytes,
+            known=self.known, slopes=slopes,
+        )  # fmt: skip
+
+    def loss(self, factors) -> float:
+        ranks = dict.fromkeys(self.known.names, LORA.r)
+        score = make_scorer(self.base, self.task, ranks, "train")
+        return score({name: (f.left, f.right) for name, f in factors.items()}, {})["loss"]
+
+
+@pytest.fixture(scope="module")
+def given():
+    return Given()
+
+
+@pytest.fixture(scope="module")
+def done(given):
+    return given.train()
+
+
+def test_the_model_sees_what_the_file_decodes_to(given, done):
+    own = aware.adapter(done.trainable, done.frozen, given.known, given.frames)
+    coded = given.file(own.pairs, tuple(done.frozen["slopes"].tolist()))
+    assert len(coded.data) <= TIGHT.budget_bytes
+    decoded = packet.decode(coded.data, given.weights, frames=lambda _: given.frames).factors
+    leaves = jax.device_get(given.method.update(done.trainable, done.frozen))
+    for name in given.known.names:
+        seen = leaves[f"{name}.lora_B"] @ leaves[f"{name}.lora_A"]
+        arrived = decoded[name].left @ decoded[name].right.T
+        assert np.linalg.norm(seen - arrived) <= 1e-4 * max(np.linalg.norm(seen), 1e-30)
+    assert any(f.left.shape[1] for f in decoded.values())
+
+
+def test_training_through_the_channel_beats_coding_afterwards(given, done):
+    own = aware.adapter(done.trainable, done.frozen, given.known, given.frames)
+    before = given.loss(given.file(given.start.pairs).factors)
+    after = given.loss(given.file(own.pairs, tuple(done.frozen["slopes"].tolist())).factors)
+    assert after < 0.8 * before
+
+
+def test_an_interrupted_run_goes_on_to_the_bit(given, done, tmp_path):
+    def interrupt(step, _):
+        if step == 15:  # between two steps at which slopes are found anew
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = replace(RUN, checkpoint_every=100)
+    whole = given.train(config=config)
+    with pytest.raises(KeyboardInterrupt):
+        given.train(config=config, folder=tmp_path, log=interrupt)
+    assert_same_bits(given.train(config=config, folder=tmp_path), whole)
+    np.testing.assert_array_equal(whole.frozen["slopes"], done.frozen["slopes"])
+
+
+def test_an_adapter_can_be_matched_without_a_label(given):
+    other = replace(given.task, train=given.task.train | {"label": 1 - given.task.train["label"]})
+    first, second = (matching(given.base, task, given.start) for task in (given.task, other))
+    assert first.identity == second.identity
+    done = given.train(first)
+    assert done.losses[-1] < 0.5 * done.losses[0]
+    own = aware.adapter(done.trainable, done.frozen, given.known, given.frames)
+    slopes = tuple(done.frozen["slopes"].tolist())
+    after, before = given.file(own.pairs, slopes).factors, given.file(given.start.pairs).factors
+    assert given.loss(after) < given.loss(before)
+
+
+def test_turns_leave_the_update_as_it_is(given, done):
+    """The product of what `left_turn` and `right_turn` make of the factors is the factors' own."""
+    for i in range(len(given.known.names)):
+        left, right = (np.asarray(done.trainable[side][i], np.float64) for side in aware.SIDES)
+        turned = [x @ np.asarray(done.frozen[f"{side}_turn"][i], np.float64)
+                  for side, x in (("left", left), ("right", right))]  # fmt: skip
+        np.testing.assert_allclose(turned[0] @ turned[1].T, left @ right.T, atol=2e-5)
+
+
+def test_a_run_has_rows_of_what_went_through_the_channel(home, monkeypatch):  # noqa: F811
+    nodes = ["labels", "adapter"]
+    given = [
+        f"+codec.channel.{name}={{learns: {name}, budgets: [700], steps: 3}}" for name in nodes
+    ]
+    model = ["model=tiny-gpt2", "task=movie_snippets"]
+    assert run(monkeypatch, *SMALL, *model, "name=channel", *given) == 0
+    result = record.read(home / "outputs" / "channel" / "seed=0" / "result.json")
+    rows = {row["codec"]: row for row in result["rows"]}
+    for name in nodes:
+        assert rows[name]["label"] == f"{name}, 700 bytes" and rows[name]["bytes"] <= 700
+        assert np.isfinite(rows[name]["loss"])
+    trained = list((home / "cache" / "adapters").glob("*/training.json"))
+    assert sum("slopes" in json.loads(path.read_text()) for path in trained) == 2
+
+
+def test_a_node_that_learns_something_else_is_refused(home, monkeypatch, capsys):  # noqa: F811
+    node = "+codec.channel.odd={learns: nothing, budgets: [700]}"
+    model = ["model=tiny-gpt2", "task=movie_snippets"]
+    assert run(monkeypatch, *SMALL, *model, "name=odd", node) == 2
+    assert "learns 'nothing'" in capsys.readouterr().err
