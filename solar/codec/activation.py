@@ -276,7 +276,7 @@ def decode(packet: Packet, known: Base, frames: FramesFile | None) -> dict[str, 
     except PacketError:
         raise
     except SolarError as error:
-        raise PacketError(f"packet does not fit this base: {error}") from None
+        raise PacketError(f"packet cannot be decoded with these frames: {error}") from None
     own = _bound_to(packet.parameters[: FIXED.size], packet.payload)
     if not checksum.fits(mark, numbers, offset, own):
         raise PacketError(
