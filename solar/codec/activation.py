@@ -11,8 +11,10 @@ checksum (8) of what the packet decodes to. The payload is profiled.py's.
 """
 
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -72,7 +74,12 @@ def _profiles(known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Di
 
 def _reflections(known: Base, ranks: tuple[int, ...], frames: FramesFile) -> dict:
     """Reflections of inputs and of outputs by the name of the layer, of those that are sent."""
-    return _by_layer(known, ranks, frames, lambda frame, side: metric.reflections(frame))
+    # LAPACK lets other threads run; frames are read by this one.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun = _by_layer(
+            known, ranks, frames, lambda frame, side: pool.submit(metric.reflections, frame)
+        )
+        return {name: (own.result(), other.result()) for name, (own, other) in begun.items()}
 
 
 def _lines(
