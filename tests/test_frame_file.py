@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import test_activation
+from fuzz import campaign
 from safetensors.numpy import load_file, save_file
 from test_activation import INPUTS, NAMES, code, draw, find, moment, update
 
-from solar import frame_store
+from solar import cli, frame_store
+from solar.adapters import directory
 from solar.codec import container, frame_file, packet
 from solar.codec.container import PacketError
+from solar.codec.factors import Factors, relative_error
 from solar.errors import SolarError
 
 base, frames = test_activation.base, test_activation.frames  # fixtures
@@ -137,3 +140,43 @@ def test_frames_in_the_cache_are_those_of_the_same_weights(tmp_path, monkeypatch
     altered(next((tmp_path / "frames").glob("*.frames")), "rows.5", one_more)
     assert frame_store.known(base, container.identify(base, NAMES[2:])) is not None
     assert frame_store.known(base, container.identify(base, NAMES)) is None  # so it is made again
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return campaign.bench(tmp_path_factory.mktemp("frames"))
+
+
+def test_a_damaged_frames_file_never_decodes_to_something_else(bench, tmp_path, capsys):
+    """Bits turned, bytes cut or exchanged: one line and exit status 2, or the same update."""
+    whole, drawn, refused = bench.frames.read_bytes(), draw(8), 0
+    path, packed = tmp_path / "own.frames", tmp_path / "own.solar"
+    packed.write_bytes(bench.seeds["activation"].data)
+    empty = tmp_path / "cache"
+    for i in range(150):
+        data = bytearray(whole)
+        place, other = drawn.integers(0, len(data), 2)
+        if i % 3 == 0:
+            data[place] ^= 1 << int(drawn.integers(8))
+        elif i % 3 == 1:
+            data[place : place + 8], data[other : other + 8] = (
+                data[other : other + 8], data[place : place + 8]
+            )  # fmt: skip
+        else:
+            del data[place : place + int(drawn.integers(1, 9))]
+        path.write_bytes(data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SOLAR_CACHE", str(empty))
+            out = tmp_path / f"out{i}"
+            status = cli.main(["expand", str(packed), "--base", str(bench.base),
+                               "--frames", str(path), "--out", str(out)])  # fmt: skip
+        said = capsys.readouterr().err.strip()
+        if status == 0:
+            found = directory.read(out).pairs
+            product = {k: Factors(b, a.T) for k, (b, a, _) in found.items()}
+            truth = {k: bench.seeds["activation"].factors[k] for k in product}
+            assert relative_error(truth, product) < 1e-6
+            continue
+        assert status == 2 and said and "\n" not in said and not out.exists()
+        refused += 1
+    assert 100 < refused < 150
