@@ -136,9 +136,9 @@ def _identities(
 ) -> Iterator[tuple[tuple[int, int], bytes]]:
     """Shape and digest of every weight, in order.
 
-    Hashing lets the interpreter's lock go, de-quantising takes it a thousand times a weight, and
-    handing it over takes long: two threads that read are as slow as one. So one thread reads and
-    others hash, several small weights at a time. docs/lab-notes.md has the figures.
+    Hashing lets the interpreter's lock go, de-quantising takes it hundreds of times a weight, and
+    handing it over takes long: two threads that read get in each other's way. So one thread reads
+    and others hash, several small weights at a time. docs/lab-notes.md has the figures.
     """
 
     def digested(weights: list[np.ndarray]) -> list[tuple[tuple[int, int], bytes]]:
