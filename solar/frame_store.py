@@ -38,10 +38,11 @@ def known(weights: Mapping[str, np.ndarray], own: Base) -> FramesFile | None:
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             frames = frame_file.read(path)
-        except SolarError:  # damaged, or of an earlier version: as good as not there
+            frame_file.check(frames, own.names, own.digests)
+            frame_file.load(frames, own.names)
+        except SolarError:  # of other weights, damaged, or earlier: as good as not there
             continue
-        if all(frames.digests.get(k) == d for k, d in zip(own.names, own.digests, strict=True)):
-            return frames
+        return frames
     return None
 
 

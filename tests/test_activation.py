@@ -1,4 +1,4 @@
-"""The activation method: frames files, the metric, profiled quantisation, and packets of it."""
+"""The activation method: the metric, profiled quantisation, and packets of it."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from solar import frame_store, moments
+from solar import moments
 from solar.codec import activation, container, frame_file, metric, packet, profiled
 from solar.codec.container import PacketError
 from solar.codec.encode import encode
@@ -76,47 +76,6 @@ def seen_error(original, decoded) -> float:
         sizes = [np.sum(out @ x @ into * x) for x in (error, before)]
         shares.append(sizes[0] / sizes[1])
     return float(np.mean(shares))
-
-
-# ------------------------------------------------------------------------------------- frames
-
-
-def test_a_frames_file_comes_back_and_is_named_by_its_content(tmp_path, frames):
-    path = frame_file.write(tmp_path / "own.frames", frames)
-    again = frame_file.read(path)
-    assert again.hash == frames.hash and again.layers == frames.layers
-    for one, other in zip(frames.frames, again.frames, strict=True):
-        assert (one.rows == other.rows).all() and (one.powers == other.powers).all()
-    assert frames._replace(about={"text": "another"}).hash == frames.hash
-    changed = frames.frames[0]._replace(powers=frames.frames[0].powers + 1)
-    assert frames._replace(frames=(changed, *frames.frames[1:])).hash != frames.hash
-
-
-def test_damaged_frames_are_refused(tmp_path, frames):
-    path = tmp_path / "own.frames"
-    data = frame_file.write(path, frames).read_bytes()
-    for broken in (b"", data[:100], data[:-1], b"x" + data[1:]):
-        path.write_bytes(broken)
-        with pytest.raises(SolarError, match="frames"):
-            frame_file.read(path)
-    with pytest.raises(SolarError, match="cannot read"):
-        frame_file.read(tmp_path / "none.frames")
-
-
-def test_a_frame_does_not_notice_rounding_of_its_moment():
-    own = moment(3)
-    for seed in range(20):
-        noise = 1 + 1e-12 * draw(seed).standard_normal(own.shape)
-        near = frame_file.quantised(own * noise, 32)
-        assert (near.rows == frame_file.quantised(own, 32).rows).all()
-
-
-def test_the_profile_is_a_share_of_energy(frames):
-    for frame in frames.frames[:4]:
-        for slope in (0, 16, 20):
-            share = 2.0 ** (frame_file.profile(frame, slope) / frame_file.OCTAVE)
-            assert share.shape == (INPUTS,) and 0.8 < share.sum() < 1.25
-        assert np.ptp(frame_file.profile(frame, 0)) == 0
 
 
 # ------------------------------------------------------------------------------------- metric
@@ -334,18 +293,6 @@ def test_moments_of_outputs_are_those_of_the_gradients_of_the_loss():
     gradient = jax.jit(jax.grad(loss))
     each = np.stack([gradient(leaves[f"{name}.bias"], tokens) for tokens in drawn])
     np.testing.assert_allclose(found[layers[name][1]], each.T @ each / 12, atol=1e-6)
-
-
-def test_frames_in_the_cache_are_those_of_the_same_weights(tmp_path, monkeypatch, base, frames):
-    """Two bases that differ only in a layer that an adapter changes do not share frames."""
-    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path))
-    assert frame_store.known(base, container.identify(base, NAMES)) is None
-    frame_store.keep(frames, base)
-    assert frame_store.known(base, container.identify(base, NAMES)).hash == frames.hash
-    assert frame_store.by_hash(frames.hash).hash == frames.hash
-    moved = dict(base) | {NAMES[2]: base[NAMES[2]] + 1e-3}
-    assert frame_store.known(moved, container.identify(moved, NAMES)) is None
-    assert frame_store.known(moved, container.identify(moved, NAMES[3:])).hash == frames.hash
 
 
 def test_another_process_with_other_threads_makes_the_same_frames(tmp_path):

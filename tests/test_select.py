@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from solar.codec.blas import cholesky
+from solar.codec.blas import cholesky, lower_gram, solved
 from solar.codec.omp import pursue
-from solar.codec.select import Fit, fit, refit
+from solar.codec.select import Fit, fit, largest, refit
 
 
 def case(a, dim, t=3, b=2, seed=0):
@@ -184,3 +184,32 @@ def test_cholesky_without_the_lock_is_lapacks():
     ):
         with pytest.raises(ValueError, match="cholesky needs"):
             cholesky(wrong)
+
+
+def test_solving_without_the_lock_is_lapacks():
+    rng = np.random.default_rng(1)
+    x, right = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 9), (5, 3)))
+    gram, right = np.asfortranarray(x @ x.T), np.asfortranarray(right)
+    lower, before = gram.copy(order="F"), right.copy()
+    assert cholesky(lower)
+    np.testing.assert_allclose(solved(lower, right), np.linalg.solve(gram, right), atol=1e-5)
+    assert (right == before).all()
+    for wrong in ((lower, right.astype("f8")), (lower, right.copy("C")), (lower, right[:4])):
+        with pytest.raises(ValueError, match="solved needs"):
+            solved(*wrong)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 7)])
+def test_half_a_gram_matrix_is_that_of_the_whole(shape):
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    for own in (x, x[::-1], np.asfortranarray(x)):
+        np.testing.assert_allclose(lower_gram(own), np.tril(own @ own.T), atol=1e-5)
+    with pytest.raises(ValueError, match="lower_gram needs"):
+        lower_gram(x.astype(np.float64))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 11, 12])
+def test_the_largest_are_the_first_of_a_stable_order(count):
+    score = np.random.default_rng(count).integers(0, 4, (3, 4)).astype(np.float32)  # many ties
+    order = np.argsort(-score.ravel(), kind="stable")[:count]
+    assert (np.flatnonzero(largest(score, count)) == np.sort(order)).all()

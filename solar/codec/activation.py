@@ -11,8 +11,10 @@ checksum (8) of what the packet decodes to. The payload is profiled.py's.
 """
 
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +75,12 @@ def _profiles(known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Di
 
 def _reflections(known: Base, ranks: tuple[int, ...], frames: FramesFile) -> dict:
     """Reflections of inputs and of outputs by the name of the layer, of those that are sent."""
-    return _by_layer(known, ranks, frames, lambda frame, side: metric.reflections(frame))
+    # LAPACK lets other threads run; frames are read by this one.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        begun = _by_layer(
+            known, ranks, frames, lambda frame, side: pool.submit(metric.reflections, frame)
+        )
+        return {name: (own.result(), other.result()) for name, (own, other) in begun.items()}
 
 
 def _lines(
@@ -334,7 +341,7 @@ def decode(packet: Packet, known: Base, frames: FramesFile | None) -> dict[str, 
     except PacketError:
         raise
     except SolarError as error:
-        raise PacketError(f"packet does not fit this base: {error}") from None
+        raise PacketError(f"packet cannot be decoded with these frames: {error}") from None
     own = _bound_to(packet.parameters[: FIXED.size], packet.payload)
     if not checksum.fits(mark, numbers, offset, own):
         raise PacketError(

@@ -22,8 +22,9 @@ allocated by it; whatever is wrong raises PacketError and names the fault.
 import hashlib
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ CHECKSUM = 8
 MAX_NAME = 1024  # bytes in one name
 MAX_NAMES = 2**22  # bytes in all listed names, which a few kilobytes may unpack to
 MAX_RANK = 16383  # two varint bytes
-READERS = 2  # weights in memory at once: one is read while the other is hashed
+HASHERS = 2
+TOGETHER = 2**22  # bytes of weights that are hashed in one go, but for a weight that has more
 
 
 # (iterable, length, what) -> the same items: a caller may show progress.
@@ -119,20 +121,47 @@ def identify(
     for name in names:  # before work is planned for as many as a hostile file may list
         _check_there(base, name)
 
-    def identity(name: str) -> tuple[tuple[int, int], bytes]:
-        weight = read_weight(base, name)
-        digest = hashlib.sha256(np.array(weight.shape, "<u8").tobytes())
-        digest.update(weight.data)
-        return weight.shape, digest.digest()
-
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(watch(pool.map(identity, names), len(names), "base weights"))
+    with ThreadPoolExecutor(HASHERS) as pool:
+        found = list(watch(_identities(base, names, pool), len(names), "base weights"))
     whole = hashlib.sha256()
     for name, (_, digest) in zip(names, found, strict=True):
         encoded = name.encode()
         whole.update(struct.pack("<I", len(encoded)) + encoded + digest)
     shapes, digests = (tuple(own[i] for own in found) for i in (0, 1))
     return Base(names, shapes, digests, whole.digest()[:16])
+
+
+def _identities(
+    base: Mapping[str, np.ndarray], names: tuple[str, ...], pool: ThreadPoolExecutor
+) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """Shape and digest of every weight, in order.
+
+    Hashing lets the interpreter's lock go, de-quantising takes it hundreds of times a weight, and
+    handing it over takes long: two threads that read get in each other's way. So one thread reads
+    and others hash, several small weights at a time. docs/lab-notes.md has the figures.
+    """
+
+    def digested(weights: list[np.ndarray]) -> list[tuple[tuple[int, int], bytes]]:
+        found = []
+        while weights:
+            weight = weights.pop(0)  # let go when it is hashed
+            whole = hashlib.sha256(np.array(weight.shape, "<u8").tobytes())
+            whole.update(weight.data)
+            found.append((weight.shape, whole.digest()))
+        return found
+
+    waiting: deque[Future] = deque()
+    held: list[np.ndarray] = []
+    for name in names:
+        held.append(read_weight(base, name))
+        if sum(weight.nbytes for weight in held) >= TOGETHER:
+            waiting.append(pool.submit(digested, held))
+            held = []
+        if len(waiting) == HASHERS:
+            yield from waiting.popleft().result()
+    for found in waiting:
+        yield from found.result()
+    yield from digested(held)
 
 
 def resolve(

@@ -142,7 +142,7 @@ def _work(setting: Setting, batch: _Batch, factors: list[Factors], picked: np.nd
         table, support, residuals = _project(setting, batch, weights, kept)
     else:
         table, support, residuals = _solve(setting, batch, weights, kept, picked)
-    if not np.isfinite(table).all():
+    if not (np.isfinite(table).all() and np.isfinite(residuals).all()):
         raise SolarError(f"ridge {setting.ridge} is too small for this basis; raise it")
     known = tail.tails(
         setting.recipe, batch.rows, batch.unperturbed, batch.shaped, batch.norms, batch.ranks,

@@ -8,18 +8,22 @@ rows, each up to a scale that does not matter, and the eigenvalues in quarters o
 whatever is not among the k directions has one mean eigenvalue. Both ends compute with exactly these
 integers, so a frames file is named by a hash of them and not by what they were measured on.
 
-The file is safetensors: `rows.I` int8 (k, n), `powers.I` int16 (k + 1,), `layers` a JSON table of
-layer names, indices and weight digests as bytes.
+The file is safetensors: `rows.I` int8 (k, n), `powers.I` int16 (k + 1,), `marks` uint8 (frames,
+32) the SHA-256 of every frame, `layers` a JSON table of layer names, indices and weight digests as
+bytes. The name is the hash of table and marks, and a frame is compared with its mark when it is
+read. So an adapter of few layers has their frames read and hashed and not the whole file, and no
+frame is ever used that the name does not vouch for.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from solar.errors import SolarError
 from solar.files import write_whole
@@ -27,6 +31,10 @@ from solar.files import write_whole
 HASH = 16  # bytes of the hash that a packet names
 OCTAVE = 4  # powers count quarters of an octave
 MOST_POWER = 400  # quarters of an octave, either way
+# What reading a file of other bytes than these raises.
+WRONG = (
+    SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError
+)  # fmt: skip
 
 
 class Frame(NamedTuple):
@@ -37,24 +45,52 @@ class Frame(NamedTuple):
     powers: np.ndarray
 
 
-class FramesFile(NamedTuple):
-    """frames: one per input and output; layers: indices of every layer's two, input first; digests:
-    SHA-256 (32 bytes) of every layer's weight as container.py takes it; about: what the moments
-    were measured on."""
+class Stored(Sequence):
+    """The frames of an open file, each read and compared with its mark when it is first asked for.
 
-    frames: tuple[Frame, ...]
+    Asking raises SolarError where the frame is not what its mark says, or no frame.
+    """
+
+    def __init__(self, path: str | os.PathLike, file: Any, marks: tuple[bytes, ...]):
+        self.marks = marks
+        self._path, self._file = path, file
+        self._read: dict[int, Frame] = {}
+
+    def __len__(self) -> int:
+        return len(self.marks)
+
+    def __getitem__(self, i: int) -> Frame:
+        i = range(len(self))[i]
+        if i not in self._read:
+            try:
+                frame = Frame(*(self._file.get_tensor(f"{part}.{i}") for part in Frame._fields))
+                whole = _sound(frame) and _mark(frame) == self.marks[i]
+            except WRONG:  # another type of numbers
+                whole = False
+            if not whole:
+                raise SolarError(
+                    f"frames {self._path} are damaged in number {i}; make them again with solar "
+                    "frames"
+                )
+            self._read[i] = frame
+        return self._read[i]
+
+
+class FramesFile(NamedTuple):
+    """frames: one per input and output, a tuple or those of a file (Stored); layers: indices of
+    every layer's two, input first; digests: SHA-256 (32 bytes) of every layer's weight as
+    container.py takes it; about: what the moments were measured on."""
+
+    frames: Sequence[Frame]
     layers: dict[str, tuple[int, int]]
     digests: dict[str, bytes]
     about: dict[str, Any]
 
     @property
     def hash(self) -> bytes:
-        """HASH bytes that name the content: integers, layers and digests."""
-        whole = hashlib.sha256(_table(self, about=False))
-        for frame in self.frames:
-            whole.update(np.array(frame.rows.shape, "<u8").tobytes())
-            whole.update(frame.rows.tobytes() + frame.powers.astype("<i2").tobytes())
-        return whole.digest()[:HASH]
+        """HASH bytes that name the content: SHA-256 of layers and digests, as JSON, followed by the
+        marks of the frames."""
+        return hashlib.sha256(_table(self, about=False) + b"".join(_marks(self))).digest()[:HASH]
 
 
 def quantised(moment: np.ndarray, count: int) -> Frame:
@@ -81,6 +117,18 @@ def quantised(moment: np.ndarray, count: int) -> Frame:
     return Frame(np.ascontiguousarray(rows, np.int8), powers)
 
 
+def _mark(frame: Frame) -> bytes:
+    """SHA-256 of a frame's shape and integers."""
+    whole = hashlib.sha256(np.array(frame.rows.shape, "<u8").tobytes())
+    whole.update(frame.rows.tobytes() + frame.powers.astype("<i2").tobytes())
+    return whole.digest()
+
+
+def _marks(own: FramesFile) -> tuple[bytes, ...]:
+    frames = own.frames
+    return frames.marks if isinstance(frames, Stored) else tuple(map(_mark, frames))
+
+
 def _table(own: FramesFile, about: bool = True) -> bytes:
     layers = {k: [*own.layers[k], own.digests[k].hex()] for k in sorted(own.layers)}
     known = {"layers": layers} | ({"about": own.about} if about else {})
@@ -91,33 +139,43 @@ def write(path: str | os.PathLike, own: FramesFile) -> Path:
     """Writes a frames file whole or not at all."""
     from safetensors.numpy import save
 
-    tensors = {"layers": np.frombuffer(_table(own), np.uint8)}
+    marks = np.frombuffer(b"".join(_marks(own)), np.uint8).reshape(len(own.frames), -1)
+    tensors = {"layers": np.frombuffer(_table(own), np.uint8), "marks": marks}
     for i, frame in enumerate(own.frames):
         tensors |= {f"rows.{i}": frame.rows, f"powers.{i}": frame.powers}
     return write_whole(Path(path), save(tensors))
 
 
 def read(path: str | os.PathLike) -> FramesFile:
-    """A frames file. Raises SolarError where there is none, or it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    """A frames file, its frames left in it until they are asked for (Stored).
 
+    Raises SolarError where there is none, or what is read here is damaged.
+    """
     try:
-        tensors = load(Path(path).read_bytes())
-        known = json.loads(tensors.pop("layers").tobytes())
+        Path(path).open("rb").close()  # what is wrong with a path has a name here
+        file = safe_open(path, framework="numpy")
+        marks = file.get_tensor("marks")
+        known = json.loads(file.get_tensor("layers").tobytes())
         layers = {str(k): (int(v[0]), int(v[1])) for k, v in known["layers"].items()}
         digests = {str(k): bytes.fromhex(v[2]) for k, v in known["layers"].items()}
-        count = len(tensors) // 2
-        frames = tuple(Frame(tensors[f"rows.{i}"], tensors[f"powers.{i}"]) for i in range(count))
+        about, count = dict(known.get("about", {})), len(marks)
+        wanted = {f"{part}.{i}" for part in Frame._fields for i in range(count)}
+        whole = wanted | {"layers", "marks"} == set(file.keys())
+        whole &= marks.dtype == np.uint8 and marks.shape == (count, hashlib.sha256().digest_size)
     except OSError as error:
         raise SolarError(f"cannot read frames {path}: {error.strerror}") from None
-    except (SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError):
+    except WRONG:
         raise SolarError(f"{path} is not a frames file; make one with solar frames") from None
-    if not all(map(_sound, frames)) or not all(
-        0 <= i < count for both in layers.values() for i in both
-    ):
+    if not whole or not all(0 <= i < count for both in layers.values() for i in both):
         raise SolarError(f"frames {path} are damaged; make them again with solar frames")
-    return FramesFile(frames, layers, digests, known.get("about", {}))
+    return FramesFile(Stored(path, file, tuple(m.tobytes() for m in marks)), layers, digests, about)
+
+
+def load(own: FramesFile, names: Iterable[str]) -> None:
+    """Reads the frames of these layers now. Raises SolarError where one is damaged."""
+    for name in names:
+        for index in own.layers[name]:
+            own.frames[index]
 
 
 def _sound(frame: Frame) -> bool:

@@ -12,6 +12,7 @@ singular columns repeat with fresh perturbations, orthogonal ones with fresh sig
 d. Column i of `orthogonal` goes through a seeded permutation in either case.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # both know the kinds by their names
 
 # Streams keep the uses of random words apart; the side (0 or 1) is added.
 NOISE, ORDER, SIGNS = 0, 2, 4
+ALIGNED = 64
 
 
 class Sides(NamedTuple):
@@ -119,10 +121,19 @@ class Kind(NamedTuple):
     orthonormal: bool
 
 
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An empty float32 array that XLA reads where it is: it copies those that do not begin at a
+    multiple of ALIGNED bytes first, a tenth of the time that drawing atoms takes."""
+    size = 4 * math.prod(shape)
+    room = np.empty(size + ALIGNED, np.uint8)
+    first = -room.ctypes.data % ALIGNED
+    return room[first : first + size].view(np.float32).reshape(shape)
+
+
 def _singular(recipe, group, ids, frames):
     ranks = np.array([len(frame.values) for frame in frames])
     index = positions(recipe, group, ids, ranks)
-    found = np.empty((*index.shape, group.dim), np.float32)
+    found = _aligned((*index.shape, group.dim))
     for out, frame, place in zip(found, frames, index, strict=True):
         np.take(frame.rows, place, axis=0, out=out, mode="clip")  # others are not in range
     return found

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec.blas import cholesky
+from solar.codec.blas import cholesky, solved
 
 TINY = np.finfo(np.float32).tiny
 
@@ -55,8 +55,6 @@ def _gram(atoms: np.ndarray) -> np.ndarray:
 def _ridge(atoms: np.ndarray, targets: np.ndarray, ridge: float, gram: np.ndarray) -> np.ndarray:
     """C (a, t) for atoms (a, D) and targets (t, D), gram as of `_gram`; rows of zeros among the
     atoms get zeros. Not a number where the ridge is too small for Cholesky."""
-    from scipy.linalg.lapack import spotrs
-
     # Eigenvalues in their own weighting: 1 for orthonormal atoms, a / D for many random ones.
     scale = np.vdot(gram, gram) / max(np.trace(gram), TINY)
     shifted = gram.copy()
@@ -64,23 +62,24 @@ def _ridge(atoms: np.ndarray, targets: np.ndarray, ridge: float, gram: np.ndarra
     lower = shifted.T  # symmetric
     if not cholesky(lower):
         return np.full((len(atoms), len(targets)), np.nan, np.float32)
-
-    def ridged(rest: np.ndarray) -> np.ndarray:
-        """The ridge solution for rest (t, D)."""
-        if _wide(atoms):
-            return spotrs(lower, atoms @ rest.T, lower=1)[0]
-        return atoms @ spotrs(lower, rest.T, lower=1)[0]
-
-    first = ridged(targets)
-    # And the ridge solution for what it leaves of the targets.
-    return first + ridged(targets - first.T @ atoms)
+    # The right side in either form, b: its ridge solution, and that of what this leaves of it. The
+    # atoms are large and targets few, so products with them cost more than with the Gram matrix.
+    right = np.asfortranarray(atoms @ targets.T if _wide(atoms) else targets.T)
+    first = solved(lower, right)
+    whole = first + solved(lower, np.asfortranarray(right - gram @ first))
+    return whole if _wide(atoms) else atoms @ whole
 
 
 def largest(score: np.ndarray, count: int) -> np.ndarray:
     """Support, of the shape of `score`, of its `count` largest entries; ties go to the lower flat
     index."""
-    support = np.zeros(score.size, bool)
-    support[np.argsort(-score.ravel(), kind="stable")[:count]] = True
+    flat = score.ravel()
+    if not 0 < count < flat.size:
+        return np.full(score.shape, count > 0)
+    least = np.partition(flat, -count)[-count]
+    support = flat > least
+    ties = np.flatnonzero(flat == least)
+    support[ties[: count - np.count_nonzero(support)]] = True
     return support.reshape(score.shape)
 
 

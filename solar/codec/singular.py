@@ -7,6 +7,7 @@ signs, and the vectors within a group of (nearly) equal singular values.
 import io
 import itertools
 import math
+import mmap
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -124,8 +125,12 @@ def _load(path: Path, width: tuple[int, ...], dtype: str) -> np.ndarray | None:
         shape = (count, *width)
         with path.open("rb") as file:
             whole = file.read(HEADER) == _header(shape, dtype) and size == HEADER + count * row
-        return np.memmap(path, dtype, "r", HEADER, shape) if whole and count else None
-    except OSError:  # absent: compute it
+            if not (whole and count):
+                return None
+            # np.memmap resolves the path anew, which takes as long as all the rest.
+            data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        return np.frombuffer(data, dtype, offset=HEADER).reshape(shape)
+    except (OSError, ValueError):  # absent, or cut short meanwhile: compute it
         return None
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from solar.codec import bound
-from solar.codec.blas import cholesky
+from solar.codec.blas import cholesky, lower_gram
 from solar.codec.recipe import Recipe
 
 # Norms and residuals here are float32; relative to ||X||_F.
@@ -116,15 +116,16 @@ def spectral_upper(matrices: np.ndarray, *, noise: bool = False) -> np.ndarray:
         matrices = matrices.swapaxes(1, 2)
     found = []
     for matrix in matrices:
-        gram = matrix @ matrix.T
+        own = lower_gram(matrix)
 
-        def bounds(tau: float, gram: np.ndarray = gram) -> bool:
-            shifted = -gram
+        def bounds(tau: float, own: np.ndarray = own) -> bool:
+            shifted = -own
             shifted.flat[:: len(shifted) + 1] += np.float32(tau)
-            return cholesky(shifted.T)  # symmetric
+            return cholesky(shifted)
 
-        tau = _edge(np.trace(gram), *matrix.shape) if noise else None
+        tau = _edge(np.trace(own), *matrix.shape) if noise else None
         if tau is None or not bounds(tau):
+            gram = own + np.tril(own, -1).T
             tau = 1.04 * _largest(gram)
             if not bounds(tau):
                 tau = np.max(np.sum(np.abs(gram), axis=1))
@@ -171,7 +172,7 @@ def tails(
         plain, moved = plain * real, moved * real if norms is not None else None
     if norms is not None:
         # No norm is below this; where it reaches 1 there is nothing left to find out.
-        off = np.linalg.norm(moved, axis=(1, 2)) / np.sqrt(min(first, width * dim))
+        off = np.sqrt([np.vdot(own, own) / min(first, width * dim) for own in moved])
         if off.min() < 1:
             off = spectral_upper(moved, noise=True)
     limits = tail_bound(targets, plain, off)

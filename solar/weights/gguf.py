@@ -113,9 +113,11 @@ def walk(data: mmap.mmap) -> Header:
         at, end, length, starts = place, len(data), struct.Struct("<Q").unpack_from, [place + 8]
         if count > (end - place) // 8:
             raise ValueError(f"{count} texts run past the end")
+        further = starts.append
         for _ in range(count):  # a tokenizer has a hundred thousand
-            at += 8 + length(data, at)[0]
-            starts.append(at + 8)
+            (own,) = length(data, at)
+            at += own + 8
+            further(at + 8)
         if at > end:
             raise ValueError("a text runs past the end")
         place = at
