@@ -46,16 +46,17 @@ def encoded(
     start, weights = peft_io.read(home, setup.base), Weights(setup.base)
     known = container.identify(weights, start.pairs)
     frames = frame_store.for_base(None, setup.spec, weights, known)
-    tasks: dict[str, Task] = {"labels": setup.task}
     for name, node in nodes.items():
         learns = node.get("learns")
         if learns not in LEARNS:
             raise SolarError(f"codec.channel.{name} learns {learns!r}; use {' or '.join(LEARNS)}")
-        if learns not in tasks:
-            tasks[learns] = matching(setup.base, setup.task, start)
+        task = setup.task
+        if learns == "adapter":
+            own = {**config["train"], **node}
+            task = matching(setup.base, task, start, most=own["steps"] * own["batch_size"])
         for size in progress(node["budgets"], name, console=Console(stderr=True)):
             own, slopes = _trained(
-                config, node, size, setup, (home.name, start), known, frames, tasks[learns]
+                config, node, size, setup, (home.name, start), known, frames, task
             )
             coded = activation.encode(
                 canonical(own.pairs), weights, frames, known=known, heads=own.heads,

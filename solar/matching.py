@@ -17,8 +17,8 @@ from solar.weights.base import Base
 TOGETHER = 32  # examples in one batch
 
 
-def matching(base: Base, task: Task, own: Adapter) -> Task:
-    """`task` with a training split whose every row has a `reference` and no label: float32 hidden
+def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> Task:
+    """`task` with a training split, the first `most` rows of it, whose every row has a `reference` and no label: float32 hidden
     states, or logits of an image model, where the base with `own` predicts something. Training then
     lowers the divergence from `own`'s predictions. Raises SolarError for an adapter that brings an
     output head of a language model: predictions are compared before the base's own."""
@@ -33,7 +33,7 @@ def matching(base: Base, task: Task, own: Adapter) -> Task:
     given = {**base.params, **hook_leaves(base, update, ranks), **own.heads}
     given = {name: jnp.asarray(leaf) for name, leaf in given.items()}
     run = jax.jit(lambda given, batch: predict(assemble(shape, given), aim, batch))
-    rows = {k: v for k, v in task.train.items() if k != "label"}
+    rows = {k: v[:most] for k, v in task.train.items() if k != "label"}
     count, parts = len(next(iter(rows.values()))), []
     for first in range(0, count, TOGETHER):
         index = np.minimum(np.arange(first, first + TOGETHER), count - 1)  # one shape is compiled
@@ -41,6 +41,6 @@ def matching(base: Base, task: Task, own: Adapter) -> Task:
         parts.append(np.asarray(found, np.float32)[: count - first])
     rows["reference"] = np.concatenate(parts)
     if "label" in task.train:
-        rows["label"] = np.zeros_like(task.train["label"])  # of no effect, so that none is used
+        rows["label"] = np.zeros(count, np.int32)  # of no effect, so that none is used
     name = f"{task.name}, matched"
     return replace(task, name=name, train=rows, identity=identity_of({"train": rows}))
