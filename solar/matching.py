@@ -18,7 +18,8 @@ TOGETHER = 32  # examples in one batch
 
 
 def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> Task:
-    """`task` with a training split, the first `most` rows of it, whose every row has a `reference` and no label: float32 hidden
+    """`task` with the first `most` rows of its training split, of which every one has a `reference`
+    and no label: float32 hidden
     states, or logits of an image model, where the base with `own` predicts something. Training then
     lowers the divergence from `own`'s predictions. Raises SolarError for an adapter that brings an
     output head of a language model: predictions are compared before the base's own."""
