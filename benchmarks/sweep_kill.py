@@ -73,7 +73,7 @@ def table(sweep: Sweep) -> list[list[str]]:
         [sys.executable, "-m", "experiments.collect", "outputs", "--out", str(out), *tiny],
         cwd=sweep.home, env=environment(sweep.home), capture_output=True, text=True,
     )  # fmt: skip
-    if done.returncode or "left out" in done.stderr:
+    if done.returncode or ", 0 left out" not in done.stderr:
         raise RuntimeError(f"collect: {done.stderr}\n{sweep.log()}")
     with out.open(newline="") as file:
         names, *rows = csv.reader(file)

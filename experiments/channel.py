@@ -38,9 +38,10 @@ def encoded(
     config: Mapping[str, Any], setup: Setup, home: Path
 ) -> Iterator[tuple[str, str, dict[str, Any], Encoded]]:
     """Name of the node, label, row columns and packet of each budget of every node in
-    `codec.channel`. home: the PEFT directory of the adapter. Raises SolarError for a node that
+    `codec.channel` that is not null. home: the PEFT directory of the adapter. Raises SolarError for
+    a node that
     learns something else."""
-    nodes = config["codec"].get("channel") or {}
+    nodes = {k: v for k, v in (config["codec"].get("channel") or {}).items() if v}
     if not nodes:
         return
     start, weights = peft_io.read(home, setup.base), Weights(setup.base)
@@ -75,7 +76,7 @@ def _trained(
     """The adapter for one budget, and the slopes to code it with: trained, or from the cache."""
     name, start = given
     training = {**config["train"], **{k: node[k] for k in TRAINING if k in node}}
-    wide = {k: node[k] for k in ("directions",) if k in node}
+    wide = {k: node[k] for k in ("directions", "slope") if k in node}
     settings = aware.AwareConfig(size, start=name, frames=frames.hash.hex(), **wide)
     own = {
         "base": setup.fingerprint,

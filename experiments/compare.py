@@ -71,7 +71,7 @@ def shrink(config: dict) -> dict:
     if "grids" not in codec:
         return config | {"codec": codec | {"size": min(codec["size"], TINY_SIZE)}}
     codec["budgets"] = codec["budgets"][:1]
-    for node in (codec.get("channel") or {}).values():
+    for node in filter(None, (codec.get("channel") or {}).values()):
         node |= {"budgets": node["budgets"][:1], "steps": 2}
     for grid in codec["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})

@@ -231,12 +231,13 @@ def train(
     finally:
         if manager is not None:
             manager.close()
-    state = refreshed(method, method_config, state, len(losses))
+    state = refreshed(method, method_config, state, None)
     return Trained(state[0], state[1], losses)
 
 
-def refreshed(method: Method, config: Any, state: tuple, step: int) -> tuple:
-    """The state with what the method replaces in its frozen arrays before a step."""
+def refreshed(method: Method, config: Any, state: tuple, step: int | None) -> tuple:
+    """The state with what the method replaces in its frozen arrays before a step, None after the
+    last."""
     if method.refresh is None:
         return state
     trainable, frozen, opt_state = state

@@ -1,12 +1,13 @@
 """SOLAR-aware: goes on training an adapter through the channel that it will be sent over.
 
 The factors are trained in the frames of the base (codec/frame_file.py): in leading directions of
-each layer's inputs and of the gradients at its outputs, each scaled by what it is worth, which is
-what a `compact` file holds numbers of. Before every step the host asks the codec itself what a file
-of the budget would hold of the present factors; the model sees that, and the gradient passes
-straight through to the factors (straight-through estimator: Bengio et al., arXiv 1308.3432; with a
-quantiser in training: Jacob et al., arXiv 1712.05877). So the loss that is minimised is that of the
-decoded file. Nothing about the file is new, and nobody but the sender needs to know.
+each layer's inputs and of the gradients at its outputs, in units of what the codec expects there,
+so that a learning rate is relative and directions that hardly matter hardly move. Before every step
+the host asks the codec itself what a file of the budget would hold of the present factors; the
+model sees that, and the gradient passes straight through to the factors (straight-through
+estimator: Bengio et al., arXiv 1308.3432; with a quantiser in training: Jacob et al., arXiv
+1712.05877). So the loss that is minimised is that of the decoded file. Nothing about the file is
+new, and nobody but the sender needs to know.
 
 The codec turns the factors into those that are canonical in the metric; in between, the model's are
 `left @ left_turn`, with turns that leave the update as it is and are held fixed over a step.
@@ -23,7 +24,7 @@ from solar.adapters.adapter import Adapter
 from solar.adapters.method import Leaves, Method
 from solar.codec import activation, container, frame_file, metric
 from solar.codec.container import Base as Known
-from solar.codec.frame_file import FramesFile
+from solar.codec.frame_file import OCTAVE, FramesFile
 from solar.weights.base import Base
 
 AGAIN = 10  # steps after which the slopes of the profile are found anew
@@ -33,10 +34,12 @@ SIDES = ("left", "right")
 @dataclass(frozen=True)
 class AwareConfig:
     """budget_bytes: of a file, heads apart; directions: of a layer's frames that are trained, on
-    either side. start and frames name what goes on from where, for identities."""
+    either side; slope: the power of their eigenvalues that their units go with. start and frames
+    name what goes on from where, for identities."""
 
     budget_bytes: int
     directions: int = 256
+    slope: float = 0.0
     start: str = ""
     frames: str = ""
 
@@ -53,35 +56,47 @@ def method(
         return dict.fromkeys(known.names, rank), 0.0
 
     def init(key: jax.Array, base: Base, config: AwareConfig) -> tuple[dict, dict]:
-        """Factors (layers, directions, rank) in the frames, and each frame's directions in the
-        space of the weights (n, directions) over what they are scaled by, all float32."""
+        """Factors (layers, directions, rank) in units (layers, directions, 1), those of a side with
+        a mean square of 1, and each frame's directions (n, directions) in the space of the weights,
+        all float32."""
         shape = len(known.names), config.directions, rank
         trainable = {side: np.zeros(shape, np.float32) for side in SIDES}
+        units = {side: np.ones((*shape[:2], 1), np.float32) for side in SIDES}
+        slope = round(16 * config.slope)
         frozen = {"slopes": np.full(2, activation.FIRST, np.int32)}
         for i, name in enumerate(known.names):
             b, a, scale = start.pairs[name]
             for side, index, own in zip(
                 SIDES, frames.layers[name][::-1], (b * scale, a.T), strict=True
             ):
-                turn = metric.reflections(frame_file.frame_of(frames, index, len(own)))
+                frame = frame_file.frame_of(frames, index, len(own))
+                turn, unit = metric.reflections(frame), frame_file.profile(frame, slope)
+                units[side][i, : len(own), 0] = 2.0 ** (unit[: config.directions] / (2 * OCTAVE))
                 seen = metric.into(turn, own)[: config.directions]
                 trainable[side][i, : len(seen), : ranks[name]] = seen
                 if f"frame.{index}" not in frozen:
                     frozen[f"frame.{index}"] = _directions(turn, config.directions)
             _balance(trainable, i)
+        for side in SIDES:
+            within = trainable[side] / units[side]
+            units[side] *= float(np.sqrt(np.mean(within[within != 0] ** 2))) if within.any() else 1
+            trainable[side] /= units[side]
+            frozen[f"{side}_unit"] = units[side]
         trainable |= {name: np.asarray(head, np.float32) for name, head in start.heads.items()}
         nothing = np.zeros(shape, np.float32), np.zeros((shape[0], rank, rank), np.float32)
         for side in SIDES:
             frozen |= dict(zip((f"{side}_sent", f"{side}_turn"), nothing, strict=True))
         return jax.tree.map(jnp.asarray, trainable), jax.tree.map(jnp.asarray, frozen)
 
-    def refresh(trainable: Leaves, frozen: Leaves, step: int, config: AwareConfig) -> dict:
+    def refresh(trainable: Leaves, frozen: Leaves, step: int | None, config: AwareConfig) -> dict:
         """What a file of the budget holds of the factors now, and how they were turned for it."""
-        now = {side: np.asarray(trainable[side], np.float64) for side in SIDES}
+        now = {side: np.asarray(_factors(trainable, frozen, side), np.float64) for side in SIDES}
         turned = canonical(now["left"], now["right"])
         seen = [_whole(known, turned, i) for i in range(len(known.names))]
         overhead = container.overhead(names, activation.PARAMETERS)
-        slopes = None if step % AGAIN == 0 else tuple(np.asarray(frozen["slopes"]).tolist())
+        slopes = tuple(np.asarray(frozen["slopes"]).tolist())
+        if step is not None and step % AGAIN == 0:
+            slopes = None
         size = activation.sizes_of(known, seen, overhead, 0)
         plan = activation.choose(known, frames, seen, size, config.budget_bytes, slopes=slopes)
         sent = activation.sent_of(known, seen, plan)
@@ -113,7 +128,7 @@ def adapter(trained: Leaves, frozen: Leaves, known: Known, frames: FramesFile) -
     pairs = {}
     for i, name in enumerate(known.names):
         inputs, outputs = (np.asarray(frozen[f"frame.{k}"]) for k in frames.layers[name])
-        left, right = (np.asarray(trained[side][i]) for side in SIDES)
+        left, right = (np.asarray(_factors(trained, frozen, side)[i]) for side in SIDES)
         pairs[name] = outputs @ left, (inputs @ right).T, 1.0
     heads = {name: np.asarray(leaf) for name, leaf in trained.items() if name not in SIDES}
     return Adapter(pairs, heads)
@@ -141,9 +156,14 @@ def _whole(known: Known, turned: tuple[np.ndarray, np.ndarray, np.ndarray], i: i
     return metric.Seen(*sides, sizes[kept]) if kept.any() else None
 
 
+def _factors(trainable: Leaves, frozen: Leaves, side: str) -> jax.Array:
+    """(layers, directions, rank) in the metric."""
+    return trainable[side] * frozen[f"{side}_unit"]
+
+
 def _through(trainable: Leaves, frozen: Leaves, side: str) -> jax.Array:
     """What was sent, with the gradient of what it was made of."""
-    turned = trainable[side] @ frozen[f"{side}_turn"]
+    turned = _factors(trainable, frozen, side) @ frozen[f"{side}_turn"]
     return turned + jax.lax.stop_gradient(frozen[f"{side}_sent"] - turned)
 
 

@@ -17,7 +17,7 @@ class Method(NamedTuple):
     init(key, base, config) -> (trainable, frozen): float32 arrays by name
     update(trainable, frozen) -> the leaves that the model sees beside, or instead of, the base's
     refresh(trainable, frozen, step, config) -> entries of frozen that are to be replaced before a
-        step and after the last; on the host, outside of what is compiled
+        step, and after the last with None for the step; on the host, outside of what is compiled
     carried: the entries of frozen that the next refresh needs, so that checkpoints hold them
     """
 
@@ -25,5 +25,5 @@ class Method(NamedTuple):
     hooks: Callable[[Base, Any], tuple[dict[str, int], float]]
     init: Callable[[jax.Array, Base, Any], tuple[dict[str, jax.Array], dict[str, jax.Array]]]
     update: Callable[[Leaves, Leaves], dict[str, jax.Array]]
-    refresh: Callable[[Leaves, Leaves, int, Any], dict[str, Any]] | None = None
+    refresh: Callable[[Leaves, Leaves, int | None, Any], dict[str, Any]] | None = None
     carried: tuple[str, ...] = ()
