@@ -27,7 +27,7 @@ from solar.train import TrainConfig, train
 
 LORA = LoraConfig(r=3, lora_alpha=3, target_modules=("c_attn", "c_fc"))
 TIGHT = AwareConfig(budget_bytes=400, directions=32)
-RUN = TrainConfig(steps=60, batch_size=16, learning_rate=1e-2, seed=1)
+RUN = TrainConfig(steps=60, batch_size=16, learning_rate=5e-2, seed=1)
 
 
 class Given:
@@ -35,7 +35,7 @@ class Given:
 
     def __init__(self):
         self.base, self.task = small(), toy_task()
-        done = train(self.base, lora.METHOD, LORA, self.task, replace(RUN, learning_rate=5e-2))
+        done = train(self.base, lora.METHOD, LORA, self.task, RUN)
         self.start = lora.adapter(done.trainable, done.frozen)
         tokens = cases.stream("text of frames").integers(2, cases.VOCABULARY, (4, 16, 12))
         batches = [{"tokens": x.astype(np.int32), "mask": np.ones(x.shape, bool)} for x in tokens]
