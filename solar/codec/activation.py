@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solar.codec import (
+    allot,
     bound,
     checksum,
     container,
@@ -144,22 +145,21 @@ def choose(
     slope, out = slopes or (FIRST, FIRST)
     dials = Dials(power, 0, 0, round(255 * relative), slope, out)
     own = _lines(known, ranks, frames, dials, energies, whole)
-    dials, sent = profiled.fill(own, dials, size, budget_bytes)
-    if slopes or not sent.any():
-        return Plan(own, sent, dials)
+    if slopes:
+        return Plan(own, *allot.fill(own, dials, size, budget_bytes)[::-1])
+    about, sent = allot.outline(own, dials, size, budget_bytes)
 
     def cost(slope: int, out: int) -> float:
         with_these = dials._replace(slope=slope, out=out)
         part = profiled.only(_lines(known, ranks, frames, with_these, energies, whole), sent)
-        return profiled.cost(part, dials)
+        return allot.cost(part, about)
 
-    out = min(OUTS, key=lambda out: cost(FIRST, out))
-    slope = min(SLOPES, key=lambda slope: cost(slope, out))
-    if (slope, out) == (FIRST, FIRST):
-        return Plan(own, sent, dials)
-    dials = dials._replace(slope=slope, out=out)
-    own = _lines(known, ranks, frames, dials, energies, whole)
-    dials, sent = profiled.fill(own, dials, size, budget_bytes)
+    if sent.any():
+        out = min(OUTS, key=lambda out: cost(FIRST, out))
+        slope = min(SLOPES, key=lambda slope: cost(slope, out))
+        dials = dials._replace(slope=slope, out=out)
+        own = _lines(known, ranks, frames, dials, energies, whole)
+    dials, sent = allot.fill(own, dials, size, budget_bytes)
     return Plan(own, sent, dials)
 
 
@@ -168,7 +168,7 @@ def sent_of(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """What a receiver gets of every layer, in the metric: left (m, r) and right (n, r) float64 of
     the components that are sent."""
-    decoded = profiled.attempt(profiled.only(plan.own, plan.sent), plan.dials).decoded
+    decoded = profiled.quantise(profiled.only(plan.own, plan.sent), plan.dials).decoded
     found, at = [], 0
     for (m, n), rank in zip(known.shapes, _ranks_of(seen, plan.sent), strict=True):
         table = decoded[at : at + rank * (m + n)].reshape(rank, m + n)
@@ -222,7 +222,7 @@ def encode(
     own, sent, dials = choose(known, frames, seen, size, budget_bytes, relative, slopes)
     part, kept = profiled.only(own, sent), _ranks_of(seen, sent)
     while len(body := profiled.pack(part, dials)) > budget_bytes - overhead(kept) - len(packed):
-        dials = profiled.coarser(part, dials)  # the coder may need a word more than the chances say
+        dials = allot.coarser(part, dials)  # the coder may need a word more than the chances say
     # The sender reads its own file, so what is measured is what arrives.
     decoded, numbers = _rebuild(known, kept, frames, body)
     fixed = FIXED.pack(frames.hash, checksum.choose_offset(numbers))
@@ -290,16 +290,21 @@ def _rebuild(
     """The decoded update and the numbers of its checksum. Raises PacketError."""
     sides = coded_sides(known.shapes, ranks)
     guard.check_entries(sides, len(body))
-    dials, energies = profiled.read_head(body, sum(ranks))
+    head = profiled.read_head(body, sum(ranks))
+    dials = head.dials
     if abs(dials.power) > MAX_POWER:
         raise PacketError(f"packet is altered: its power, {dials.power}, is out of range")
     profiles = _profiles(known, ranks, frames, dials)
-    layers = [(rank, p) for rank, p in zip(ranks, profiles, strict=True) if rank]
+    layers = [
+        profiled.Layer(rank, shape, profile)
+        for rank, shape, profile in zip(ranks, known.shapes, profiles, strict=True)
+        if rank
+    ]
     turns = _reflections(known, ranks, frames)
     found: dict[tuple[int, int], np.ndarray] = {}
     sent = [i for i, rank in enumerate(ranks) if rank]
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        for i, table in zip(sent, profiled.unpack(energies, layers, dials, body), strict=True):
+        for i, table in zip(sent, profiled.unpack(head, layers), strict=True):
             m, (inputs, outputs) = known.shapes[i][0], turns[known.names[i]]
             both = metric.out_of(outputs, table[:, :m].T), metric.out_of(inputs, table[:, m:].T)
             for side, own in enumerate(both):
@@ -358,6 +363,6 @@ def _parameters(packet: Packet) -> tuple[bytes, int, bytes]:
 def describe(packet: Packet) -> dict[str, Any]:
     """Header fields of this method, for `inspect`."""
     wanted, _, mark = _parameters(packet)
-    dials, _ = profiled.read_head(packet.payload, sum(packet.ranks))
+    dials = profiled.read_head(packet.payload, sum(packet.ranks)).dials
     return {"kind": "activation", "frames": wanted.hex(), "relative": dials.relative / 255,
             "slopes": [dials.slope / 16, dials.out / 16], "basis_checksum": mark.hex()}  # fmt: skip
