@@ -14,7 +14,7 @@ import numpy as np
 
 from solar.codec import trellis, trellis_table
 
-FIRST, LAST, MANY = -13, 12, -4  # classes from FIRST to LAST; up to MANY with all contexts
+FIRST, LAST, MANY = -12, 12, -4  # classes from FIRST to LAST; up to MANY with all contexts
 STEPS = (26, 28, 30, 32, 34, 36, 38, 41, 44, 48, 52, 55)  # over the root of the price, in 32nds
 NEIGHBOURS = 2  # steps tried beside the best of the class below
 ROUNDS, DRAWS = 7, 2**17

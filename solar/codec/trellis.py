@@ -5,7 +5,7 @@ them a number is read from is the lowest bit of a state, and the parities of the
 state, so that the sender has to choose a path and gets, for cells twice as wide, half of them
 (trellis-coded quantisation, Marcellin and Fischer 1990; with entropy coding Fischer and Wang 1992;
 with zero in both quantisers as in VVC, Schwarz et al. 2019). The state is the syndrome former of
-Ungerboeck's code of 128 states for amplitudes (1987). The path is Viterbi's, by squared error and
+Ungerboeck's code of 256 states for amplitudes (1987). The path is Viterbi's, by squared error and
 bits at the price that classes are measured by.
 
 A class i stands for a variance of 2^(i/4) UNIT times the price, squared error per bit; below LEAST
@@ -25,7 +25,7 @@ from solar.codec import trellis_table
 
 LEAST, MOST = trellis_table.FIRST, 80
 UNIT = 6 / math.log(2)
-REGISTERS, EVEN, ODD = 7, 0o235, 0o126  # Ungerboeck's parity checks of 128 states
+REGISTERS, EVEN, ODD = 8, 0o515, 0o362  # Ungerboeck's parity checks of 256 states
 STATES = 2**REGISTERS
 CONTEXTS = 8  # the lowest bits of the state; one of them is the quantiser
 LANES, ROWS = 1024, 128  # as many lanes as make so many rows, at most
