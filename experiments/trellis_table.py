@@ -49,8 +49,7 @@ def rows(index: int) -> Rows:
 
 # fmt: off
 WIDTHS = (
-    {widths},
-)
+{widths})
 SHAPES = (
 {shapes})
 # fmt: on
@@ -120,7 +119,10 @@ def main() -> None:
               f"{silent:.3f} if nothing is sent", flush=True)  # fmt: skip
     text = "".join("    (\n" + "".join(f"        {tuple(row)},\n" for row in rows) + "    ),\n"
                    for rows in shapes)  # fmt: skip
-    PATH.write_text(HEAD.format(first=FIRST, widths=", ".join(map(str, widths)), shapes=text))
+    table = "".join(
+        "    " + ", ".join(map(str, widths[i : i + 16])) + ",\n" for i in range(0, len(widths), 16)
+    )
+    PATH.write_text(HEAD.format(first=FIRST, widths=table, shapes=text))
     print(f"wrote {PATH}")
 
 

@@ -166,9 +166,9 @@ def test_cells_come_back_as_they_were_tried(step):
     dials = profiled.Dials(-215, step, 5, 255, 16, 0)
     data = profiled.pack(own, dials)
     found = profiled.quantise(own, dials)
-    head = profiled.read_head(data, len(own.energies))
+    head = profiled.read_head(data, len(own.energies), 1)
     assert head.dials == dials
-    layers = [profiled.Layer(1, (OUTPUTS, INPUTS), profile)
+    layers = [profiled.Layer(1, (OUTPUTS, INPUTS), np.stack([profile, profile]))
               for profile in own.profiles.reshape(len(own.energies), -1)]  # fmt: skip
     decoded = np.concatenate([*profiled.unpack(head, layers)], axis=1)[0]
     assert (decoded == found.decoded).all()

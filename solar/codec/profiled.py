@@ -1,16 +1,16 @@
 """Profiled: entropy-coded quantisation of factors whose entries have unequal, known variances.
 
 A component of energy s, alike on both sides, is taken as Gaussian: entry i of a side has variance
-s pi_i, where the profile pi goes with the spectrum of the metric on that side (frame_file.py). Its
-error weighs w ((s + e_r) e_l + s e_r) for errors e of the sides, so at a price per bit all entries
-of both sides get one step, Delta^2 = theta / (w s): reverse water-filling (Cover and Thomas,
-Elements of Information Theory, 10.3.3). w is the layer's leading energy to the power of -2
-relative: at 1 every layer's error counts relative to its own update. allot.py finds the dials.
+s pi_i, where the profile pi goes with the spectrum of the metric on that side (frame_file.py,
+bands.py). Its error weighs w ((s + e_r) e_l + s e_r) for errors e of the sides, so at a price per
+bit all entries of both sides get one step, Delta^2 = theta / (w s): reverse water-filling (Cover
+and Thomas, Elements of Information Theory, 10.3.3). w is the layer's leading energy to the power of
+-2 relative: at 1 every layer's error counts relative to its own update. allot.py finds the dials.
 
 Everything that decides how a number is coded is an integer, in quarters of an octave: energies a,
-profiles, steps d. The class a + profile - d of an entry says how the trellis codes it (trellis.py);
-below LEAST nothing is sent and the entry is 0. Energies and cells follow one another in one
-range-coded stream (`constriction`).
+profiles, steps d. The class a + profile - d of an entry says how the trellis codes it
+(trellis.py); below LEAST nothing is sent and the entry is 0. All but the head is one range-coded
+stream (`constriction`).
 
     power       2 bytes, signed: what a = 0 stands for
     step        2 bytes, signed: log2 theta
@@ -18,24 +18,25 @@ range-coded stream (`constriction`).
     relative    1 byte, in 255ths
     slope       1 byte: of the profile of inputs, in 16ths
     out         1 byte: of that of outputs
+    banded      1 byte: whether there are offsets of the profiles (bands.py)
     energies    4 bytes: how energies differ from one another (energies.py)
-    stream      energies, then cells, in words of 4 bytes
+    stream      offsets, energies, cells, in words of 4 bytes
 """
 
 import math
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from solar.codec import bands, trellis
 from solar.codec import energies as scales
-from solar.codec import trellis
 from solar.codec.container import PacketError
 from solar.codec.frame_file import OCTAVE
 from solar.codec.trellis import LEAST, MOST
 
-HEAD = struct.Struct("<hhHBBB")
+HEAD = struct.Struct("<hhHBBBB")
 SHAPE = struct.Struct("<bBbB")
 FIRST = HEAD.size + SHAPE.size  # where the stream begins
 PRICE = 1 / trellis.UNIT  # squared error per bit over Delta^2
@@ -51,6 +52,7 @@ class Dials(NamedTuple):
     relative: int
     slope: int
     out: int
+    banded: int = 0
 
 
 class Lines(NamedTuple):
@@ -142,11 +144,12 @@ def only(own: Lines, sent: np.ndarray) -> Lines:
     )  # fmt: skip
 
 
-def pack(own: Lines, dials: Dials) -> bytes:
-    """The payload of components that are all sent."""
+def pack(own: Lines, dials: Dials, offsets: np.ndarray = bands.NONE) -> bytes:
+    """The payload of components that are all sent; offsets: of the shapes among them."""
     from constriction import stream
 
     coder = stream.queue.RangeEncoder()
+    bands.write(coder, offsets)
     _, shape = scales.shape(own.energies, own.first, own.lengths)
     scales.write(coder, own.energies, own.first, own.lengths, shape)
     found = quantise(own, dials)
@@ -156,34 +159,60 @@ def pack(own: Lines, dials: Dials) -> bytes:
 
 
 class Head(NamedTuple):
-    """dials, shape of the energies, and words (w,) uint32 of the stream."""
+    """dials, offsets of the profiles (shapes, 2, 2, bands), shape of the energies, words (w,)
+    uint32 of the stream, and the coders that have read the offsets and written them again."""
 
     dials: Dials
+    offsets: np.ndarray
     shape: scales.Shape
     words: np.ndarray
+    decoder: Any
+    again: Any
 
 
-def read_head(data: bytes, components: int) -> Head:
+def dials_of(data: bytes) -> Dials:
     """Raises PacketError."""
     if len(data) < FIRST or (len(data) - FIRST) % 4:
         raise PacketError("packet is altered: its payload is too short for its layer table")
     dials = Dials(*HEAD.unpack_from(data))
-    shape = scales.Shape(*SHAPE.unpack_from(data, HEAD.size))
+    if dials.banded > 1:
+        raise PacketError("packet is altered: its payload is not in its one form")
+    return dials
+
+
+def read_head(data: bytes, components: int, shapes: int) -> Head:
+    """What comes before the energies of so many components, in layers of so many shapes. Raises
+    PacketError."""
+    from constriction import stream
+
+    dials, shape = dials_of(data), scales.Shape(*SHAPE.unpack_from(data, HEAD.size))
     scales.check(shape)
-    if dials.boost > components:
+    if dials.boost > components or (dials.banded and not components):
         raise PacketError("packet is altered: its payload is not in its one form")
     words = np.frombuffer(data[FIRST:], "<u4").astype(np.uint32)
-    if 0.99 * components * scales.least_bits(shape) > 32 * len(words):
+    shapes = shapes if dials.banded else 0
+    if 0.99 * (components * scales.least_bits(shape) + 32 * shapes) > 32 * len(words):
         raise PacketError("packet is altered: its payload is too short for its layer table")
-    return Head(dials, shape, words)
+    decoder, again = stream.queue.RangeDecoder(words), stream.queue.RangeEncoder()
+    try:
+        offsets = bands.read(decoder, shapes)
+    except AssertionError:  # what constriction raises for words that no encoder writes
+        raise PacketError("packet is altered: it holds a stream that no encoder writes") from None
+    bands.write(again, offsets)
+    return Head(dials, offsets, shape, words, decoder, again)
 
 
 class Layer(NamedTuple):
-    """Of what is sent: rank, lengths of both sides, and profile (m + n,)."""
+    """Of what is sent: rank, lengths of both sides, and profiles (2, m + n) of the first component
+    and of later ones."""
 
     rank: int
     lengths: tuple[int, int]
     profile: np.ndarray
+
+
+def _profiles(layer: Layer) -> np.ndarray:
+    return layer.profile[np.minimum(np.arange(layer.rank), 1)]
 
 
 def unpack(head: Head, layers: list[Layer]) -> Iterator[np.ndarray]:
@@ -192,14 +221,11 @@ def unpack(head: Head, layers: list[Layer]) -> Iterator[np.ndarray]:
     An entry of which nothing is sent costs the sender nothing: one byte is held of each until its
     layer's turn comes.
     """
-    from constriction import stream
-
-    dials, words = head.dials, head.words
+    dials, words, decoder, again = head.dials, head.words, head.decoder, head.again
     ranks = np.array([layer.rank for layer in layers], np.int64)
     starts = np.cumsum(ranks) - ranks
     first = np.repeat(starts, ranks)
     lengths = np.array([layer.lengths for layer in layers], np.int64).reshape(-1, 2)
-    decoder, again = stream.queue.RangeDecoder(words), stream.queue.RangeEncoder()
     try:
         lengths = np.repeat(lengths, ranks, axis=0)
         energies = scales.read(decoder, first, lengths, head.shape)
@@ -207,7 +233,7 @@ def unpack(head: Head, layers: list[Layer]) -> Iterator[np.ndarray]:
         step = steps(energies, first, dials)
         held, counts = [], np.zeros(MOST - LEAST + 2, np.int64)
         for at, layer in zip(starts.tolist(), layers, strict=True):
-            whole = (energies - step)[at : at + layer.rank, None] + layer.profile
+            whole = (energies - step)[at : at + layer.rank, None] + _profiles(layer)
             held.append(np.clip(whole, LEAST - 1, MOST).astype(np.int8))
             counts += np.bincount(held[-1].ravel() - np.int64(LEAST - 1), minlength=len(counts))
         # The likeliest cell of all needs this much: entries are not read from nothing.
@@ -233,7 +259,7 @@ def unpack(head: Head, layers: list[Layer]) -> Iterator[np.ndarray]:
     for i, (start, layer) in enumerate(zip(starts.tolist(), layers, strict=True)):
         mine = slice(start, start + layer.rank)
         with np.errstate(over="ignore"):  # of entries that are not sent
-            width = widths(energies[mine, None], layer.profile, step[mine, None], dials.power)
+            width = widths(energies[mine, None], _profiles(layer), step[mine, None], dials.power)
         here = held[i] >= LEAST
         held[i] = None
         decoded, count = np.zeros(width.shape), int(np.count_nonzero(here))

@@ -31,6 +31,7 @@ CONTEXTS = 8  # the lowest bits of the state; one of them is the quantiser
 LANES, ROWS = 1024, 128  # as many lanes as make so many rows, at most
 FLOOR = 0.01  # chance that a number does not follow its class at all
 GRAIN = 2.0**-20  # chances are multiples: the last digit of a logarithm elsewhere moves none
+NOTHING = 2.0**-14  # over the root of the price: what is rounding has no sign that could be sent
 BLOCK = 2**16  # numbers whose candidates are in memory at once
 
 
@@ -179,6 +180,7 @@ def _candidates(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np
                         less = cost < own
                         costs[2 * context + parity] = np.where(less, cost, own)
                         best[2 * context + parity] = np.where(less, lower, near)
+    costs[1::2, values < NOTHING] = 1e6
     return costs, best
 
 

@@ -112,7 +112,7 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         own = np.full(len(first), energy)
         _, shape = energies.shape(own, first, lengths)
         energies.write(coder, own, first, lengths, shape)
-        body = profiled.HEAD.pack(*dials) + profiled.SHAPE.pack(*shape)
+        body = profiled.HEAD.pack(*profiled.Dials(*dials)) + profiled.SHAPE.pack(*shape)
         return packed_as(ranks, body + coder.get_compressed().astype("<u4").tobytes() + words)
 
     def packed_as(ranks, body: bytes) -> bytes:
