@@ -24,7 +24,8 @@ HEAD = '''"""Trellis table: made by `python -m experiments.trellis_table`, and p
 
 For each class from FIRST: WIDTHS, its step over the root of the price, in WIDTH-ths, and in SHAPES,
 for each context of the state, by how much the values of cells 1 and 2 are beside the grid, in
-SHIFT-ths of a step, and how often each cell occurs.
+SHIFT-ths of a step, and how often each cell occurs. POINTS: bits and relative squared error of a
+Gaussian number, in 65,536ths.
 """
 
 from typing import NamedTuple
@@ -50,14 +51,17 @@ def rows(index: int) -> Rows:
 # fmt: off
 WIDTHS = (
 {widths})
+POINTS = (
+{points})
 SHAPES = (
 {shapes})
 # fmt: on
 '''
 
 
-def _settle(index: int, width: int, contexts: int, draws: int) -> tuple[float, np.ndarray]:
-    """What a number of the class costs, bits and squared error over the price, and its rows."""
+def _settle(index: int, width: int, contexts: int, draws: int) -> tuple[float, np.ndarray, tuple]:
+    """What a number of the class costs, bits and squared error over the price, its rows, and its
+    bits and relative squared error."""
     ratio = 2.0 ** (index / 8) * math.sqrt(trellis.UNIT)
     cells = math.ceil(2.5 * ratio / (width / 32)) + 3
     grid = trellis.grid(cells)
@@ -94,7 +98,8 @@ def _settle(index: int, width: int, contexts: int, draws: int) -> tuple[float, n
         cost = float(np.mean(error) + np.mean(bits)) - 0.5 * math.log2(
             np.mean(values**2) / ratio**2
         )
-    return cost, rows.astype(int)
+        point = float(np.mean(bits)), float(np.mean(error) / np.mean(values**2))
+    return cost, rows.astype(int), point
 
 
 def least(index: int) -> float:
@@ -105,13 +110,14 @@ def least(index: int) -> float:
 
 
 def main() -> None:
-    widths, shapes, near = [], [], 2
+    widths, shapes, points, near = [], [], [], 2
     for index in range(FIRST, LAST + 1):
         contexts = trellis.CONTEXTS if index <= MANY else 2
         tried = range(max(near - NEIGHBOURS, 0), min(near + NEIGHBOURS + 1, len(STEPS)))
         costs = {i: _settle(index, STEPS[i], contexts, DRAWS // 2)[0] for i in tried}
         near = min(costs, key=costs.get)
-        cost, rows = _settle(index, STEPS[near], contexts, DRAWS)
+        cost, rows, point = _settle(index, STEPS[near], contexts, DRAWS)
+        points.append(tuple(round(x * 2**16) for x in point))
         widths.append(STEPS[near])
         shapes.append(rows.tolist())
         silent = 2.0 ** (index / 4) * trellis.UNIT - least(index)
@@ -122,7 +128,10 @@ def main() -> None:
     table = "".join(
         "    " + ", ".join(map(str, widths[i : i + 16])) + ",\n" for i in range(0, len(widths), 16)
     )
-    PATH.write_text(HEAD.format(first=FIRST, widths=table, shapes=text))
+    pairs = "".join(
+        "    " + ", ".join(map(str, points[i : i + 6])) + ",\n" for i in range(0, len(points), 6)
+    )
+    PATH.write_text(HEAD.format(first=FIRST, widths=table, points=pairs, shapes=text))
     print(f"wrote {PATH}")
 
 

@@ -134,6 +134,18 @@ def _tables() -> _Tables:
     )  # fmt: skip
 
 
+def point(index: int) -> tuple[float, float]:
+    """Bits and relative squared error of a Gaussian number of this class."""
+    beyond = max(0, index - LEAST + 1 - len(trellis_table.POINTS))
+    bits, lost = trellis_table.POINTS[index - LEAST - beyond]
+    return bits / 2**16 + beyond / 8, lost / 2**16 * 2.0 ** (-beyond / 4)
+
+
+def deviation(index: np.ndarray) -> np.ndarray:
+    """Of numbers of these classes, over the root of the price."""
+    return 2.0 ** (index / 8) * math.sqrt(UNIT)
+
+
 def least_bits(index: int) -> float:
     """Bits that a number of this class costs at least."""
     chances = table(index).chances

@@ -100,7 +100,8 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         chosen = ecsq.choose(own, price, -ecsq.MAX_BOOST)
         tables = [[np.zeros(n) for n in sizes] for sizes in own.sizes]
         bytes_ = np.full(own.sizes.shape, 255)
-        body = ecsq.pack(own, (price, -ecsq.MAX_BOOST, 0), bytes_, tables, chosen)
+        found = ecsq.quantise(own, tables, chosen)
+        body = ecsq.pack(own, (price, -ecsq.MAX_BOOST, 0), bytes_, found)
         return pack(ranks, cells, body)
 
     def profiled_as(ranks, dials: tuple, energy: int, words: bytes = b"") -> bytes:
