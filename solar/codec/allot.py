@@ -26,6 +26,7 @@ AROUND = 8  # finer steps that are tried with fewer components
 SHARE = 0.95  # of the scalar quantiser's bits that the trellis needs, before it is measured
 ROUNDS = 2  # of measuring it
 NEAR = 4  # quarters of an octave by which the step may move for it
+WORD = 4  # bytes in which the stream grows
 TRIES, CLOSE = 6, 0.002  # of the trellis at the end, and the share of a budget that may be left
 
 
@@ -235,20 +236,19 @@ def _finest(
     guess = 0
     for _ in range(TRIES):
         left = -over(guess)
-        if 0 <= left <= CLOSE * budget:
+        if 0 <= left <= max(CLOSE * budget, WORD):
             break
+        near = sorted(known, key=lambda b: abs(known[b]))[:2]
+        if len(near) == 2 and known[near[0]] != known[near[1]]:  # a secant
+            each = max((known[near[0]] - known[near[1]]) / (near[0] - near[1]), each / 4)
+        aim = near[0] - (known[near[0]] + WORD / 2) / each
+        guess = min(max(math.floor(aim), low), high)
         under = [b for b in known if known[b] <= 0]
         above = [b for b in known if known[b] > 0]
         if under and above:
-            a, b = max(under), min(above)
-            if b - a <= 1:
+            if min(above) - max(under) <= 1:
                 break
-            part_of = known[a] / (known[a] - known[b])
-            guess = min(max(a + int((b - a) * part_of), a + 1), b - 1)
-        else:
-            wider = 1 + len(known) / 2
-            guess = guess + int(np.sign(left) * (abs(left) * wider / each + 1))
-        guess = min(max(guess, low), high)
+            guess = min(max(guess, max(under) + 1), min(above) - 1)
         if guess in known:
             break
     fitting = [b for b in known if known[b] <= 0]

@@ -31,6 +31,7 @@ CONTEXTS = 8  # the lowest bits of the state; one of them is the quantiser
 LANES, ROWS = 1024, 128  # as many lanes as make so many rows, at most
 FLOOR = 0.01  # chance that a number does not follow its class at all
 GRAIN = 2.0**-20  # chances are multiples: the last digit of a logarithm elsewhere moves none
+RAMP, FEWER, LOST = 20, 0.07, 0.1  # classes above the table: bits and errors, measured
 NOTHING = 2.0**-14  # over the root of the price: what is rounding has no sign that could be sent
 BLOCK = 2**16  # numbers whose candidates are in memory at once
 
@@ -138,7 +139,10 @@ def point(index: int) -> tuple[float, float]:
     """Bits and relative squared error of a Gaussian number of this class."""
     beyond = max(0, index - LEAST + 1 - len(trellis_table.POINTS))
     bits, lost = trellis_table.POINTS[index - LEAST - beyond]
-    return bits / 2**16 + beyond / 8, lost / 2**16 * 2.0 ** (-beyond / 4)
+    # At high rates zero is a cell like others, and the same step errs a little more in fewer bits.
+    more = min(beyond, RAMP) / RAMP
+    bits = bits / 2**16 + beyond / 8 - FEWER * more
+    return bits, lost / 2**16 * 2.0 ** (-beyond / 4) * (1 + LOST * more)
 
 
 def deviation(index: np.ndarray) -> np.ndarray:
