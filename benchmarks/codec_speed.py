@@ -40,6 +40,7 @@ from solar import api, frame_store, packages
 from solar.adapters import directory, targets
 from solar.codec import (
     activation,
+    allot,
     bound,
     container,
     ecsq,
@@ -146,7 +147,8 @@ PARTS = {
     "rebuild": [(settle, "rebuild"), (activation, "_rebuild")],
     "certificates": [(bound, "check")],
     "coding": [(settle, "quantise"), (payload, "pack"), (ecsq, "fill"), (ecsq, "pack"),
-               (ecsq, "unpack"), (profiled, "fill"), (profiled, "cost"), (profiled, "pack")],
+               (ecsq, "unpack"), (allot, "fill"), (allot, "outline"), (allot, "cost"),
+               (profiled, "pack")],
     "write": [(packet, "write")],
 }  # fmt: skip
 THREADS = ("- build atoms", "- solve", "- bounds of the fit")

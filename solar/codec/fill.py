@@ -17,6 +17,7 @@ from solar.errors import SolarError
 
 ROUNDS = 4  # of filling a budget again after layers were left out
 POOL = 4  # N over K that a uniform setting aims at under a budget
+MEASURED = 2  # times that the bits of a file of dtype entropy are measured
 UNUSED = 0.01  # share of a budget that a uniform setting may leave over for the sake of POOL
 
 
@@ -200,7 +201,6 @@ def entropy(
     own = ecsq.weighed(own, quantize.scale_steps(bytes_, power), relative)
 
     layers = np.array([pair[0].layer for pair in own.pairs], np.int64)
-    counted = ecsq.meter(own, tables)
 
     def cut(chosen: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
         """Ranks, and the components that are in the file: a layer ends with its last active one."""
@@ -219,21 +219,34 @@ def entropy(
         )
         return part, [tables[r] for r in rows]
 
+    share = 1.0
+
     def length(chosen: np.ndarray) -> int:
         ranks, mask = cut(chosen)
         energies = int((2 - together)[mask].sum())
-        body = ecsq.length(energies, float(counted(chosen)[mask].sum()))
+        body = ecsq.length(energies, share * float(ecsq.expected(own, chosen)[mask].sum()))
         return job.overhead(ranks) + len(job.heads) + body
 
-    price, boost = ecsq.fill(own, length, budget_bytes)
-    while True:
+    def made(price: float, boost: int) -> tuple:
+        """Levels and quantised cells of what a file with these dials has."""
         chosen = ecsq.choose(own, price, boost)
         ranks, mask = cut(chosen)
         part, lines = inside(mask)
-        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], lines, chosen[mask])
-        if job.overhead(ranks) + len(job.heads) + len(body) <= budget_bytes:
+        return chosen[mask], ranks, mask, part, ecsq.quantise(part, lines, chosen[mask])
+
+    for _ in range(MEASURED):  # what the trellis needs beside what Gaussian coefficients would
+        price, boost = ecsq.fill(own, length, budget_bytes)
+        chosen, _, _, part, found = made(price, boost)
+        share = float(found.bits.sum()) / max(float(ecsq.expected(part, chosen).sum()), 1.0)
+    while True:
+        _, ranks, mask, part, found = made(price, boost)
+        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], found)
+        over = job.overhead(ranks) + len(job.heads) + len(body) - budget_bytes
+        if over <= 0:
             break
-        boost -= 1  # the coder may need a word more than the chances say
+        boost -= max(1, over // 16)
+        if boost < -ecsq.MAX_BOOST:  # every level is at its lowest: fewer components
+            price, boost = float(np.float32(price * 1.05)), 0
     kept = coded_sides(job.known.shapes, ranks)
     # The sender reads its own file, so what is measured is what arrives.
     if setting.embed:  # what is embedded is not known yet
@@ -241,7 +254,7 @@ def entropy(
     else:
         sent, _ = solar.read_payload(setting, kept, power, body)
     packed, decoded, marks, measured = receive(job, setting, kept, sent)
-    spent = ecsq.by_side(part, counted(chosen)[mask])
+    spent = ecsq.by_side(part, found.bits)
     body += packed
     coded = Coded(ranks, kept, body, power, decoded, marks, measured, [], spent, not setting.embed)
     return coded, tails

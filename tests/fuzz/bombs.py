@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from constriction import stream
 
-from solar.codec import activation, container, ecsq, packet, payload, profiled, solar
+from solar.codec import activation, container, ecsq, energies, packet, payload, profiled, solar
 from solar.codec.coefficients import Side, coded_sides, targets_of
 from solar.codec.container import MAX_RANK, Packet
 from solar.codec.frame_file import Frame, FramesFile
@@ -98,13 +99,24 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         price = float(np.float32(price))
         chosen = ecsq.choose(own, price, -ecsq.MAX_BOOST)
         tables = [[np.zeros(n) for n in sizes] for sizes in own.sizes]
-        energies = np.full(own.sizes.shape, 255)
-        body = ecsq.pack(own, (price, -ecsq.MAX_BOOST, 0), energies, tables, chosen)
+        bytes_ = np.full(own.sizes.shape, 255)
+        found = ecsq.quantise(own, tables, chosen)
+        body = ecsq.pack(own, (price, -ecsq.MAX_BOOST, 0), bytes_, found)
         return pack(ranks, cells, body)
 
     def profiled_as(ranks, dials: tuple, energy: int, words: bytes = b"") -> bytes:
-        """An activation packet whose components all have this energy."""
-        body = profiled.HEAD.pack(*dials) + bytes([energy]) * sum(ranks) + words
+        """An activation packet whose components all have this energy, and no cells of their own."""
+        coder = stream.queue.RangeEncoder()
+        counts = np.array(ranks, np.int64)
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        lengths = np.repeat(np.array(known.shapes), counts, axis=0)
+        own = np.full(len(first), energy)
+        _, shape = energies.shape(own, first, lengths)
+        energies.write(coder, own, first, lengths, shape)
+        body = profiled.HEAD.pack(*profiled.Dials(*dials)) + profiled.SHAPE.pack(*shape)
+        return packed_as(ranks, body + coder.get_compressed().astype("<u4").tobytes() + words)
+
+    def packed_as(ranks, body: bytes) -> bytes:
         fixed = activation.FIXED.pack(seen.hash, 0) + bytes(8)
         return container.pack(Packet("activation", fixed, known.hash, None, ranks, body, b""))
 
@@ -114,7 +126,7 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         own = activation._lines(known, ranks, seen, dials, np.full(sum(ranks), 255))
         value = share * 2.0 ** ((power + step - 255) / 8)
         body = profiled.pack(own._replace(values=np.full(len(own.profiles), value)), dials)
-        return profiled_as(ranks, dials, 255, body[profiled.HEAD.size + sum(ranks) :])
+        return packed_as(ranks, body)
 
     def at_first(side: Side) -> np.ndarray:
         return np.zeros(1, np.int64)

@@ -50,7 +50,11 @@ DIALS = {
     "relative": (6, "B"),
     "slope": (7, "B"),
     "out": (8, "B"),
-    "energy": (9, "B"),
+    "banded": (9, "B"),
+    "middle": (10, "b"),
+    "ratio": (11, "B"),
+    "later": (12, "b"),
+    "later_ratio": (13, "B"),
 }
 FLOATS = (np.nan, np.inf, -np.inf, -0.0, 1e-45, 1e-30, 1.0, 1e30, -1.0)
 SIZES = (0, 1, 2, 3, 12, 20, 24, 25, 40, 64, 255, 1000, 16383, 32767, 65534, 65535)
