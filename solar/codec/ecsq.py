@@ -329,7 +329,8 @@ def unpack(
     if 0.99 * sum(n * trellis.least_bits(i) for i, n in sizes.items()) > 32 * len(words):
         raise PacketError("packet is altered: its payload is too short for its layer table")
     coder, again = stream.queue.RangeDecoder(words), stream.queue.RangeEncoder()
-    owner, index, unit = _spread(own, chosen)
+    counts = np.where(chosen > 0, own.sizes, 0).ravel()
+    index = np.repeat(kinds.ravel().astype(np.int8), counts)
     order = trellis.order(index)
     index = index[order]
     try:
@@ -341,12 +342,13 @@ def unpack(
     if not np.array_equal(again.get_compressed() if sides else words[:0], words):
         raise PacketError("packet is altered: it holds a stream that is not in its one form")
     found = np.empty(len(index), np.float32)
+    found[order] = trellis.decoded(cells, contexts, index)
+    unit = (_deviations(own) / trellis.deviation(kinds)).ravel().astype(np.float32)
     with np.errstate(over="ignore"):  # refused below
-        found[order] = trellis.decoded(cells, contexts, index) * unit[order]
+        found *= np.repeat(unit, counts)
     if not np.isfinite(found).all():
         raise PacketError("packet is altered: it holds non-finite coefficients")
-    cuts = np.cumsum(np.where(chosen > 0, own.sizes, 0).ravel())[:-1]
-    parts = np.split(found, cuts)
+    parts = np.split(found, np.cumsum(counts)[:-1])
     values: dict[Side, list[np.ndarray]] = {side: [] for side in sides}
     for i, (row, side) in enumerate(np.ndindex(chosen.shape)):
         part = parts[i] if chosen[row, side] else np.zeros(own.sizes[row, side], np.float32)

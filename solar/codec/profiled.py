@@ -252,7 +252,7 @@ def unpack(head: Head, layers: list[Layer]) -> Iterator[np.ndarray]:
     # The coder reads zeros past its end: only writing again tells whether these were all the words.
     if not np.array_equal(again.get_compressed() if len(energies) else words[:0], words):
         raise PacketError("packet is altered: it holds a stream that is not in its one form")
-    values = np.zeros(len(index))
+    values = np.zeros(len(index), np.float32)
     values[order] = trellis.decoded(cells, contexts, index)
     del cells, contexts, index, order
     at = 0
