@@ -5,6 +5,7 @@ the frames of a base, once.
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def compress(
     from solar.adapters import directory, targets
     from solar.codec import activation
     from solar.codec.encode import encode
-    from solar.codec.factors import canonical, relative_error
+    from solar.codec.factors import canonical
     from solar.frame_store import for_base
     from solar.weights.matrices import open_matrices
 
@@ -96,13 +97,10 @@ def compress(
     if setting is None:
         known = container.identify(weights, factors, watch)
         found = for_base(frames, base, weights, known, watch)
-        sent, facts, slopes = factors, {}, None
+        code = partial(activation.encode, base=weights, frames=found, known=known)
+        coded = code(factors, **common)
         if calibration is not None:
-            sent, slopes, facts = _calibrated(base, read, known, found, calibration, common, seed)
-        coded = activation.encode(sent, weights, found, known=known, slopes=slopes, **common)
-        if facts:  # the figures of the encoding are those of what was coded instead
-            facts["relative_error"] = relative_error(factors, coded.factors)
-            coded.report["calibration"] = facts
+            coded = _calibrated(coded, code, base, read, known, found, calibration, common, seed)
     else:
         cache = packages.cache_dir() / "bases"
         coded = encode(factors, weights, setting, cache=cache, **common)
@@ -111,19 +109,28 @@ def compress(
     return report | {"budget_bytes": budget_bytes, "ratio": size / len(coded.data)}
 
 
-def _calibrated(base, read, known, frames, data, common, seed):
-    """Factors that answer `data` as those that were read do, the slopes to code them with, and
-    facts for the report; trained heads are replaced in `common`."""
-    from solar.channel import calibrated
-    from solar.codec.factors import canonical
+def _calibrated(plain, code, base, read, known, frames, data, common, seed):
+    """Of `plain` and what was trained to answer `data` as the adapter does, the file that does."""
+    from solar import channel
+    from solar.codec.factors import canonical, relative_error
     from solar.weights.base import load
 
     model = load(base, num_labels=_labels(read.heads))
+    task = channel.unlabelled(model, data)
     names = container.listed(known, common["usual_names"])
     room = common["budget_bytes"] - _head_bytes(read.heads, common["head_dtype"])
-    own, slopes, facts = calibrated(model, read, known, frames, names, data, room, seed)
-    common["heads"] = own.heads
-    return canonical(own.pairs), slopes, facts
+    own, slopes = channel.calibrated(model, read, known, frames, names, task, room, seed)
+    tuned = code(canonical(own.pairs), **common | {"heads": own.heads}, slopes=slopes)
+    both = (plain.factors, read.heads), (tuned.factors, own.heads)
+    before, after = channel.divergence(model, read, task, both)
+    found = tuned if after < before else plain
+    found.report["calibration"] = {
+        "inputs": len(next(iter(task.train.values()))),
+        "divergence": [before, min(before, after)],
+        # The figures of the encoding itself are those of what was coded.
+        "relative_error": relative_error(canonical(read.pairs), found.factors),
+    }
+    return found
 
 
 def _labels(heads: dict) -> int | None:

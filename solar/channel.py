@@ -2,8 +2,8 @@
 whoever sends it: on a task, or on nothing but inputs, to answer them as it did.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,15 +12,20 @@ from solar.adapters import aware
 from solar.adapters.adapter import Adapter
 from solar.adapters.aware import AwareConfig
 from solar.codec.container import Base as Known
+from solar.codec.factors import Factors
 from solar.codec.frame_file import FramesFile
 from solar.errors import SolarError
 from solar.matching import matching
+from solar.score import make_scorer
 from solar.tasks.task import Task, identity_of
 from solar.train import TrainConfig
 from solar.weights.base import Base
 
-STEPS, TOGETHER, RATE = 60, 16, 2e-2  # what compress takes
+STEPS, TOGETHER, RATE = 60, 16, 1e-2  # of the training that compress does
+MEASURED = 256  # inputs by which it is judged
 MOST_TOKENS = 128  # of a line of calibration text
+
+Heads = Mapping[str, np.ndarray]
 
 
 def send_through(
@@ -49,20 +54,32 @@ def calibrated(
     known: Known,
     frames: FramesFile,
     names: tuple[str, ...] | None,
-    data: str | Path,
+    task: Task,
     budget_bytes: int,
     seed: int = 0,
-) -> tuple[Adapter, tuple[int, int], dict[str, Any]]:
-    """What is to be coded instead of `start` so that it answers the inputs in `data` alike in
-    `budget_bytes` (heads apart); the slopes, and facts for the report. Raises SolarError where data
-    cannot be read."""
-    task = matching(base, unlabelled(base, data), start)
+) -> tuple[Adapter, tuple[int, int]]:
+    """What is to be coded instead of `start`, and the slopes to code it with, so that it answers
+    the inputs of `task` alike in `budget_bytes`, heads apart."""
     config = TrainConfig(STEPS, TOGETHER, learning_rate=RATE, seed=seed)
-    own, slopes, losses = send_through(
-        base, start, known, frames, names, AwareConfig(budget_bytes), task, config
+    alike, settings = matching(base, task, start, STEPS * TOGETHER), AwareConfig(budget_bytes)
+    own, slopes, _ = send_through(base, start, known, frames, names, settings, alike, config)
+    return own, slopes
+
+
+def divergence(
+    base: Base, start: Adapter, task: Task, sent: Sequence[tuple[Mapping[str, Factors], Heads]]
+) -> list[float]:
+    """Mean KL in nats from what `start` answers to what each update with its heads answers, on the
+    first MEASURED inputs of `task`."""
+    ranks = {name: a.shape[0] for name, (_, a, _) in start.pairs.items()}
+    update = {name: (b * np.float32(s), a.T) for name, (b, a, s) in start.pairs.items()}
+    score = make_scorer(
+        base, task, ranks, "train", TOGETHER, MEASURED, reference=(update, start.heads)
     )
-    facts = {"inputs": len(task.train["reference"]), "steps": STEPS}
-    return own, slopes, facts | {"divergence": [losses[0], losses[-1]]}
+    return [
+        float(score({k: (f.left, f.right) for k, f in factors.items()}, heads)["kl"])
+        for factors, heads in sent
+    ]
 
 
 def unlabelled(base: Base, data: str | Path) -> Task:

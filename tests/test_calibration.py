@@ -53,7 +53,7 @@ def test_a_text_file_brings_the_answers_nearer(tmp_path, monkeypatch, capsys, li
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"]["total"] <= 330
     own = found["calibration"]
-    assert own["inputs"] == 48 and own["divergence"][1] < 0.8 * own["divergence"][0]
+    assert own["inputs"] == 48 and own["divergence"][1] < 0.9 * own["divergence"][0]
     # It is another update, nearer in what it answers and not in its weights.
     out = tmp_path / "again"
     assert cli.main(["expand", found["file"], "--base", "tiny:llama", "--out", str(out)]) == 0
@@ -104,7 +104,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, monkeypatch, capsys, data, mor
     monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
     adapter(tmp_path / "adapter", "llama")
     (tmp_path / "empty.txt").write_text("\n")
-    given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:llama", "--budget-bytes", "900"]
+    given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:llama", "--budget-bytes", "330"]
     given += ["--out", str(tmp_path / "own.solar"), "--calibration", str(tmp_path / data), *more]
     assert cli.main(given) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "own.solar").exists()
