@@ -22,7 +22,7 @@ import numpy as np
 
 from solar.adapters.adapter import Adapter
 from solar.adapters.method import Leaves, Method
-from solar.codec import activation, container, frame_file, metric
+from solar.codec import activation, choose, container, frame_file, metric
 from solar.codec.container import Base as Known
 from solar.codec.frame_file import OCTAVE, FramesFile
 from solar.weights.base import Base
@@ -63,7 +63,7 @@ def method(
         trainable = {side: np.zeros(shape, np.float32) for side in SIDES}
         units = {side: np.ones((*shape[:2], 1), np.float32) for side in SIDES}
         slope = round(16 * config.slope)
-        frozen = {"slopes": np.full(2, activation.FIRST, np.int32)}
+        frozen = {"slopes": np.full(2, choose.FIRST, np.int32)}
         for i, name in enumerate(known.names):
             b, a, scale = start.pairs[name]
             for side, index, own in zip(
@@ -97,9 +97,9 @@ def method(
         slopes = tuple(np.asarray(frozen["slopes"]).tolist())
         if step is not None and step % AGAIN == 0:
             slopes = None
-        size = activation.sizes_of(known, seen, overhead, 0)
-        plan = activation.choose(known, frames, seen, size, config.budget_bytes, slopes=slopes)
-        sent = activation.sent_of(known, seen, plan)
+        size = choose.sizes_of(known, seen, overhead, 0)
+        plan = choose.plan(known, frames, seen, size, config.budget_bytes, slopes=slopes)
+        sent = choose.sent_of(known, seen, plan)
         found = {"slopes": np.array([plan.dials.slope, plan.dials.out], np.int32)}
         for at, side in enumerate(SIDES):
             whole = np.zeros(now[side].shape, np.float32)

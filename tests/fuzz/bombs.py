@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from constriction import stream
 
-from solar.codec import activation, container, ecsq, energies, packet, payload, profiled, solar
+from solar.codec import (
+    activation,
+    container,
+    ecsq,
+    energies,
+    framed,
+    packet,
+    payload,
+    profiled,
+    solar,
+)
 from solar.codec.coefficients import Side, coded_sides, targets_of
 from solar.codec.container import MAX_RANK, Packet
 from solar.codec.frame_file import Frame, FramesFile
@@ -123,7 +133,7 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
     def filled(ranks, power: int, step: int, share: float) -> bytes:
         """An activation packet in which every entry that is sent is about so many steps."""
         dials = profiled.Dials(power, step, 0, 0, 16, 16)
-        own = activation._lines(known, ranks, seen, dials, np.full(sum(ranks), 255))
+        own = framed.lines_of(known, ranks, seen, dials, np.full(sum(ranks), 255))
         value = share * 2.0 ** ((power + step - 255) / 8)
         body = profiled.pack(own._replace(values=np.full(len(own.profiles), value)), dials)
         return packed_as(ranks, body)

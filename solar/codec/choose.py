@@ -1,0 +1,154 @@
+"""Choose: what is sent of an update that is seen in the metric, so that a budget is used best.
+
+The dials of profiled.py are found by trial (allot.py): which components are sent, their steps, and
+how fast the energy of a factor falls with the eigenvalues, for inputs and for outputs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from solar.codec import allot, bands, framed, metric, profiled
+from solar.codec.container import Base
+from solar.codec.frame_file import OCTAVE, FramesFile
+from solar.codec.framed import Offsets
+from solar.codec.profiled import Dials, Lines
+
+SLOPES = range(8, 31, 2)  # of the profile of inputs, in 16ths; what the sender chooses from
+OUTS = range(0, 31, 2)  # of that of outputs
+FIRST = 16  # where both begin: factors that lie no way in particular in the space of the weights
+RELATIVE = 0.25  # how far errors count relative to the layer's own change
+
+
+def _bands(
+    known: Base, ranks: tuple[int, ...], frames: FramesFile, seen: Sequence[metric.Seen | None],
+    dials: Dials,
+) -> Offsets:  # fmt: skip
+    """The offsets of the profiles that these factors have."""
+    parts: dict[tuple[int, int], list] = {}
+    plain = framed.profiles(known, ranks, frames, dials, framed.NONE)
+    for own, shape, both in zip(seen, known.shapes, plain, strict=True):
+        if own is not None:
+            shares = [(side**2).T / own.sizes[:, None] for side in (own.left, own.right)]
+            lead = own.sizes[0] ** (-dials.relative / 255)
+            weights = (lead * own.sizes) ** (2 * bands.WEIGHT)
+            parts.setdefault(shape, []).append((shares, weights, np.split(both[0], shape[:1])))
+    return {shape: bands.measured(*zip(*own, strict=True)) for shape, own in parts.items()}
+
+
+def offsets_of(known: Base, ranks: tuple[int, ...], offsets: Offsets) -> np.ndarray:
+    """What a file of these ranks has of them."""
+    if not offsets:
+        return bands.NONE
+    sent = dict.fromkeys(shape for shape, rank in zip(known.shapes, ranks, strict=True) if rank)
+    return np.stack([offsets[shape] for shape in sent]) if sent else bands.NONE
+
+
+Size = Callable[[np.ndarray, float], int]
+
+
+class Plan(NamedTuple):
+    """What is sent of an update: all its components, the mask (c,) of those that are, and how."""
+
+    own: Lines
+    sent: np.ndarray
+    dials: Dials
+    offsets: Offsets
+
+
+def sizes_of(
+    known: Base, seen: Sequence[metric.Seen | None], overhead: Callable[..., int], heads: int
+) -> Size:
+    """Bytes of a file that sends the components of a mask (c,), whose cells have so many bits;
+    overhead: of container.py, for the ranks; heads: bytes of packed heads."""
+
+    def size(sent: np.ndarray, bits: float) -> int:
+        body = profiled.length(int(sent.sum()), bits)
+        return overhead(ranks_of(seen, sent)) + heads + body
+
+    return size
+
+
+def ranks_of(seen: Sequence[metric.Seen | None], sent: np.ndarray) -> tuple[int, ...]:
+    ranks = [len(s.sizes) if s else 0 for s in seen]
+    layer = np.repeat(np.arange(len(ranks)), ranks)
+    return tuple(np.bincount(layer[sent], minlength=len(ranks)).tolist())
+
+
+def plan(
+    known: Base,
+    frames: FramesFile,
+    seen: Sequence[metric.Seen | None],
+    size: Size,
+    budget_bytes: int,
+    relative: float = RELATIVE,
+    slopes: tuple[int, int] | None = None,
+) -> Plan:
+    """The components and dials that make the most of a budget. seen: every layer's update in the
+    metric, None for a layer without one. slopes: of the profile, where they are not to be found by
+    trial."""
+    ranks = tuple(len(s.sizes) if s else 0 for s in seen)
+    sizes = np.concatenate([s.sizes for s in seen if s] or [np.zeros(0)])
+    logs = OCTAVE * np.log2(np.maximum(sizes, 1e-300))
+    power = int(np.ceil(logs.max())) - profiled.ENERGIES + 1 if len(logs) else 0
+    energies = np.clip(np.round(logs - power), 0, profiled.ENERGIES - 1).astype(np.int64)
+    values = [np.concatenate([s.left.T, s.right.T], axis=1).ravel() for s in seen if s]
+    whole = np.concatenate(values) if values else np.zeros(0)
+    slope, out = slopes or (FIRST, FIRST)
+    dials = Dials(power, 0, 0, round(255 * relative), slope, out)
+
+    def lines(dials: Dials, offsets: Offsets = framed.NONE) -> Lines:
+        return framed.lines_of(known, ranks, frames, dials, energies, whole, offsets)
+
+    if not len(energies):
+        return Plan(lines(dials), np.zeros(0, bool), dials, framed.NONE)
+    if not slopes:
+        about, sent = allot.outline(lines(dials), dials, size, budget_bytes)
+
+        def cost(dials: Dials) -> float:
+            return allot.cost(profiled.only(lines(dials), sent), about)
+
+    if not slopes and sent.any():
+        dials = dials._replace(out=_lowest(OUTS, lambda x: cost(dials._replace(out=x))))
+        dials = dials._replace(slope=_lowest(SLOPES, lambda x: cost(dials._replace(slope=x))))
+    # What the factors hold beside the profile is worth more than trials by the scalar quantiser
+    # say, since components are chosen by it too: it is sent where it is a small part of the file.
+    room = budget_bytes - size(np.zeros(len(energies), bool), 0.0)
+    offsets = _bands(known, ranks, frames, seen, dials)
+    spent = bands.bits(np.stack([*offsets.values()]))
+    if spent < bands.MOST * 8 * room:
+        dials, size = dials._replace(banded=1), _with(size, spent)
+    else:
+        offsets = framed.NONE
+    own = lines(dials, offsets)
+    dials, sent = allot.fill(own, dials, size, budget_bytes)
+    if not sent.any():
+        dials = dials._replace(banded=0)
+    return Plan(own, sent, dials, offsets)
+
+
+def _lowest(values: range, cost: Callable[[int], float]) -> int:
+    """Where the cost is lowest: among every second value, and then those between."""
+    found = {x: cost(x) for x in values[::2]}
+    best = min(found, key=found.get)
+    found |= {x: cost(x) for x in (best - values.step, best + values.step) if x in values}
+    return min(found, key=found.get)
+
+
+def _with(size: Size, spent: float) -> Size:
+    return lambda sent, bits: size(sent, bits + spent)
+
+
+def sent_of(
+    known: Base, seen: Sequence[metric.Seen | None], plan: Plan
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What a receiver gets of every layer, in the metric: left (m, r) and right (n, r) float64 of
+    the components that are sent."""
+    decoded = profiled.quantise(profiled.only(plan.own, plan.sent), plan.dials).decoded
+    found, at = [], 0
+    for (m, n), rank in zip(known.shapes, ranks_of(seen, plan.sent), strict=True):
+        table = decoded[at : at + rank * (m + n)].reshape(rank, m + n)
+        found.append((table[:, :m].T, table[:, m:].T))
+        at += rank * (m + n)
+    return found
