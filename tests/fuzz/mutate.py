@@ -117,7 +117,7 @@ def _extreme(rng: np.random.Generator, form: str, now: int):
     if form == "f":
         return _pick(rng, FLOATS)
     bits = 8 * struct.calcsize(form)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if form == "h" else (0, 2**bits - 1)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if form in "bh" else (0, 2**bits - 1)
     some = [low, high, high - 1, high // 2 + 1, now + 1, now - 1, now * 2, *SIZES]
     some += [int(rng.integers(low, high, endpoint=True, dtype=np.int64 if low else np.uint64))]
     return min(max(_pick(rng, some), low), high)
