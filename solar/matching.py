@@ -19,10 +19,12 @@ TOGETHER = 32  # examples in one batch
 
 def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> Task:
     """`task` with the first `most` rows of its training split, of which every one has a `reference`
-    and no label: float32 hidden
-    states, or logits of an image model, where the base with `own` predicts something. Training then
-    lowers the divergence from `own`'s predictions. Raises SolarError for an adapter that brings an
-    output head of a language model: predictions are compared before the base's own."""
+    and no label: float32 hidden states, or logits of an image model, where the base with `own`
+    predicts something. Training then lowers the divergence from `own`'s predictions.
+
+    Raises SolarError for an adapter that brings an output head of a language model: predictions are
+    compared before the base's own.
+    """
     if own.heads and task.objective != "image_class":
         raise SolarError(
             f"the adapter brings {', '.join(sorted(own.heads))}; what it answers can be matched "

@@ -1,13 +1,13 @@
 """SOLAR-aware: goes on training an adapter through the channel that it will be sent over.
 
 The factors are trained in the frames of the base (codec/frame_file.py): in leading directions of
-each layer's inputs and of the gradients at its outputs, in units of what the codec expects there,
-so that a learning rate is relative and directions that hardly matter hardly move. Before every step
-the host asks the codec itself what a file of the budget would hold of the present factors; the
-model sees that, and the gradient passes straight through to the factors (straight-through
-estimator: Bengio et al., arXiv 1308.3432; with a quantiser in training: Jacob et al., arXiv
-1712.05877). So the loss that is minimised is that of the decoded file. Nothing about the file is
-new, and nobody but the sender needs to know.
+each layer's inputs and of the gradients at its outputs, scaled by what an error there is worth, in
+units of the factors' own mean size, so that a learning rate is relative. Before every step the host
+asks the codec itself what a file of the budget would hold of the present factors; the model sees
+that, and the gradient passes straight through to the factors (straight-through estimator: Bengio et
+al., arXiv 1308.3432; with a quantiser in training: Jacob et al., arXiv 1712.05877). So the loss
+that is minimised is that of the decoded file. Nothing about the file is new, and nobody but the
+sender needs to know.
 
 The codec turns the factors into those that are canonical in the metric; in between, the model's are
 `left @ left_turn`, with turns that leave the update as it is and are held fixed over a step.
@@ -34,8 +34,9 @@ SIDES = ("left", "right")
 @dataclass(frozen=True)
 class AwareConfig:
     """budget_bytes: of a file, heads apart; directions: of a layer's frames that are trained, on
-    either side; slope: the power of their eigenvalues that their units go with. start and frames
-    name what goes on from where, for identities."""
+    either side; slope: the power of their eigenvalues that the units go with, 0 for equal steps in
+    the metric and 1 for equal steps in the weights. start and frames name what goes on from where,
+    for identities."""
 
     budget_bytes: int
     directions: int = 256
