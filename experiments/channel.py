@@ -39,8 +39,7 @@ def encoded(
 ) -> Iterator[tuple[str, str, dict[str, Any], Encoded]]:
     """Name of the node, label, row columns and packet of each budget of every node in
     `codec.channel` that is not null. home: the PEFT directory of the adapter. Raises SolarError for
-    a node that
-    learns something else."""
+    a node that learns something else."""
     nodes = {k: v for k, v in (config["codec"].get("channel") or {}).items() if v}
     if not nodes:
         return

@@ -2,15 +2,14 @@
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from solar.adapters.adapter import Adapter
 from solar.errors import SolarError
-from solar.models.structure import assemble, structure
-from solar.objective import aim_of, predict
-from solar.score import hook_leaves
+from solar.models.structure import structure
+from solar.objective import aim_of
+from solar.score import hook_leaves, outputs_of
 from solar.tasks.task import Task, identity_of
 from solar.weights.base import Base
 
@@ -33,16 +32,16 @@ def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> T
     ranks = {name: a.shape[0] for name, (_, a, _) in own.pairs.items()}
     update = {name: (b * np.float32(s), a.T) for name, (b, a, s) in own.pairs.items()}
     shape, aim = structure(base.config, ranks), aim_of(task, base)
-    given = {**base.params, **hook_leaves(base, update, ranks), **own.heads}
-    given = {name: jnp.asarray(leaf) for name, leaf in given.items()}
-    run = jax.jit(lambda given, batch: predict(assemble(shape, given), aim, batch))
+    on_device = replace(base, params={k: jnp.asarray(v) for k, v in base.params.items()})
     rows = {k: v[:most] for k, v in task.train.items() if k != "label"}
-    count, parts = len(next(iter(rows.values()))), []
+    count = len(next(iter(rows.values())))
+    parts = []
     for first in range(0, count, TOGETHER):
         index = np.minimum(np.arange(first, first + TOGETHER), count - 1)  # one shape is compiled
-        found = run(given, {k: v[index] for k, v in rows.items()})
-        parts.append(np.asarray(found, np.float32)[: count - first])
-    rows["reference"] = np.concatenate(parts)
+        parts.append({k: v[index] for k, v in rows.items()})
+    leaves = hook_leaves(base, update, ranks)
+    found = outputs_of(on_device, shape, aim, leaves, own.heads, parts)
+    rows["reference"] = np.concatenate(found)[:count].astype(np.float32)
     if "label" in task.train:
         rows["label"] = np.zeros(count, np.int32)  # of no effect, so that none is used
     name = f"{task.name}, matched"

@@ -98,7 +98,7 @@ def method(
         slopes = tuple(np.asarray(frozen["slopes"]).tolist())
         if step is not None and step % AGAIN == 0:
             slopes = None
-        size = choose.sizes_of(known, seen, overhead, 0)
+        size = choose.sizes_of(seen, overhead, 0)
         plan = choose.plan(known, frames, seen, size, config.budget_bytes, slopes=slopes)
         sent = choose.sent_of(known, seen, plan)
         found = {"slopes": np.array([plan.dials.slope, plan.dials.out], np.int32)}

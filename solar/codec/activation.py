@@ -79,7 +79,7 @@ def encode(
         metric.seen(f, *turns[name]) if rank else None
         for name, f, rank in zip(known.names, ordered, ranks, strict=True)
     ]
-    size = choose.sizes_of(known, seen, overhead, len(packed))
+    size = choose.sizes_of(seen, overhead, len(packed))
     least = size(np.zeros(sum(ranks), bool), 0.0)
     if budget_bytes < least:
         raise SolarError(

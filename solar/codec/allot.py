@@ -217,7 +217,7 @@ def _finest(
 ) -> Dials:  # fmt: skip
     """The finest dials near these whose file fits."""
     part, known = only(own, sent), {}
-    count, scale = len(part.energies), profiled.energy_bits(only(own, sent))
+    count, scale = len(part.energies), profiled.energy_bits(part)
     least, most = _range(part, dials)
 
     def at(boost: int) -> Dials:

@@ -57,9 +57,7 @@ class Plan(NamedTuple):
     offsets: Offsets
 
 
-def sizes_of(
-    known: Base, seen: Sequence[metric.Seen | None], overhead: Callable[..., int], heads: int
-) -> Size:
+def sizes_of(seen: Sequence[metric.Seen | None], overhead: Callable[..., int], heads: int) -> Size:
     """Bytes of a file that sends the components of a mask (c,), whose cells have so many bits;
     overhead: of container.py, for the ranks; heads: bytes of packed heads."""
 
