@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from solar import moments
-from solar.codec import activation, container, frame_file, metric, packet, profiled
+from solar.codec import activation, allot, container, frame_file, metric, packet, profiled
 from solar.codec.container import PacketError
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical, relative_error
@@ -117,6 +117,25 @@ def lines(seed: int, count: int = 12, steep: float = 1.2) -> tuple[profiled.Line
     values = deviation * drawn.standard_normal(len(profiles))
     own = profiled.Lines(energies, np.arange(count), lengths, profiles, values)
     return own, deviation
+
+
+def test_budgets_are_filled_where_values_lie_in_heaps():
+    """As those of an adapter do that was trained through the quantiser: a component that is a
+    quarter finer then sends many more of them at once."""
+    own, deviation = lines(3, steep=0.0)
+    deviation = deviation * 2.0 ** ((208 - np.repeat(own.energies, OUTPUTS + INPUTS)) / 8)
+    high, low = draw(1).random(len(deviation)) < 0.06, draw(2).standard_normal(len(deviation))
+    values = deviation * (np.where(high, 3.5 * np.sign(own.values), 0) + 1e-3 * low)
+    own = own._replace(values=values, energies=np.full_like(own.energies, 208))
+
+    def size(sent: np.ndarray, bits: float) -> int:
+        return profiled.length(int(sent.sum()), bits)
+
+    for budget in range(300, 1000, 50):
+        given = profiled.Dials(-215, 0, 0, 64, 16, 0)
+        dials, sent, price = allot.fill(own, given, size, budget)
+        body = profiled.pack(profiled.only(own, sent), dials, price=price)
+        assert 0.97 * budget <= len(body) <= budget + 4, budget
 
 
 @pytest.mark.parametrize("step", [180, 150, 100, 0])

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from solar.codec import (
-    allot,
     bound,
     checksum,
     choose,
@@ -41,6 +40,7 @@ from solar.errors import SolarError
 
 FIXED = struct.Struct(f"<{frame_file.HASH}sH")  # the checksum follows
 PARAMETERS = FIXED.size + checksum.LENGTH
+DEARER = 1e-3  # by which a bit is, where the coder needs a word more than the chances say
 MAX_POWER = 2**12  # quarters of an octave, either way
 
 
@@ -89,10 +89,9 @@ def encode(
     plan = choose.plan(known, frames, seen, size, budget_bytes, relative, slopes)
     own, dials, kept = plan.own, plan.dials, choose.ranks_of(seen, plan.sent)
     part, offsets = profiled.only(own, plan.sent), choose.offsets_of(known, kept, plan.offsets)
-    while len(body := profiled.pack(part, dials, offsets)) > budget_bytes - overhead(kept) - len(
-        packed
-    ):
-        dials = allot.coarser(part, dials)  # the coder may need a word more than the chances say
+    room, price, dearer = budget_bytes - overhead(kept) - len(packed), plan.price, 1 + DEARER
+    while len(body := profiled.pack(part, dials, offsets, price)) > room:
+        price, dearer = price * dearer, dearer**2  # the coder may need a word more than was told
     # The sender reads its own file, so what is measured is what arrives.
     decoded, numbers = _rebuild(known, kept, frames, body)
     fixed = FIXED.pack(frames.hash, checksum.choose_offset(numbers))

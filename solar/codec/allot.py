@@ -4,7 +4,8 @@ Trials are many, so they are made with a scalar quantiser in the place of the tr
 a dead zone and centroids, at the same price per bit. It needs more bits than the trellis for the
 same error, by a share that depends on the rate; how many the trellis needs is measured for what was
 found, the trials are given so many more, and the last choice, how many components are a quarter
-finer, is made with the trellis itself.
+finer, is made with the trellis itself. Values that lie in heaps, as trained ones do, make a file
+grow by leaps; what is left then is spent by quantising at a lower price of a bit.
 """
 
 import math
@@ -28,6 +29,7 @@ ROUNDS = 2  # of measuring it
 NEAR = 4  # quarters of an octave by which the step may move for it
 WORD = 4  # bytes in which the stream grows
 TRIES, CLOSE = 6, 0.002  # of the trellis at the end, and the share of a budget that may be left
+CHEAPEST = 0.25  # price of a bit
 
 
 def _gaussian(ratio: float, dead: float) -> tuple[np.ndarray, np.ndarray]:
@@ -192,11 +194,11 @@ def outline(
 
 def fill(
     own: Lines, dials: Dials, size: Callable[[np.ndarray, float], int], budget: int
-) -> tuple[Dials, np.ndarray]:
-    """Dials and the components (c,) that are sent whose file, size(sent, bits), has at most
-    `budget` bytes and hardly less."""
+) -> tuple[Dials, np.ndarray, float]:
+    """Dials, the components (c,) that are sent, and the price of a bit at which their file,
+    size(sent, bits), has at most `budget` bytes and hardly less."""
     if not len(own.energies):
-        return dials, np.zeros(0, bool)
+        return dials, np.zeros(0, bool), 1.0
     share, steps, around = SHARE, _range(own, dials), AROUND
     for _ in range(ROUNDS):
         step, sent = _found(own, dials, size, budget, share, steps, around)
@@ -207,15 +209,17 @@ def fill(
         share = real / max(float(attempt(part, here).bits.sum()), 1.0)
         steps = max(step - NEAR, steps[0]), min(step + NEAR, steps[1])
     if not sent.any():
-        return dials._replace(step=step, boost=0), sent
-    return _finest(own, sent, dials._replace(step=step), size, budget), sent
+        return dials._replace(step=step, boost=0), sent, 1.0
+    dials, price = _finest(own, sent, dials._replace(step=step), size, budget)
+    return dials, sent, price
 
 
 def _finest(
     own: Lines, sent: np.ndarray, dials: Dials, size: Callable[[np.ndarray, float], int],
     budget: int,
-) -> Dials:  # fmt: skip
-    """The finest dials near these whose file fits."""
+) -> tuple[Dials, float]:  # fmt: skip
+    """The finest dials near these whose file fits, and the lowest price of a bit at which it
+    does."""
     part, known = only(own, sent), {}
     count, scale = len(part.energies), profiled.energy_bits(part)
     least, most = _range(part, dials)
@@ -224,19 +228,18 @@ def _finest(
         turns, rest = divmod(boost, count)
         return dials._replace(step=dials.step - turns, boost=rest)
 
-    def over(boost: int) -> int:
+    def over(boost: int, price: float = 1.0) -> int:
         """Bytes above the budget."""
-        bits = profiled.quantise(part, at(boost)).bits + scale
-        known[boost] = size(sent, bits) - budget
-        return known[boost]
+        bits = profiled.quantise(part, at(boost), price).bits + scale
+        return size(sent, bits) - budget
 
     # A component a quarter finer has an eighth of a bit more in each number that has any.
     each = max(float(np.sum(profiled.classes(part, dials) >= profiled.LEAST)) / count / 64, 0.01)
     low, high = (dials.step - most) * count, (dials.step - least) * count
-    guess = 0
+    guess, close = 0, max(CLOSE * budget, WORD)
     for _ in range(TRIES):
-        left = -over(guess)
-        if 0 <= left <= max(CLOSE * budget, WORD):
+        known[guess] = over(guess)
+        if 0 <= -known[guess] <= close:
             break
         near = sorted(known, key=lambda b: abs(known[b]))[:2]
         if len(near) == 2 and known[near[0]] != known[near[1]]:  # a secant
@@ -252,7 +255,17 @@ def _finest(
         if guess in known:
             break
     fitting = [b for b in known if known[b] <= 0]
-    return at(max(fitting) if fitting else min(known))
+    if not fitting:
+        return at(min(known)), 1.0
+    best = max(fitting, key=known.get)
+    low, price, left = CHEAPEST, 1.0, -known[best]
+    for _ in range(TRIES):
+        if left <= close:
+            break
+        middle = math.sqrt(low * price)
+        more = -over(best, middle)
+        low, price, left = (low, middle, more) if more >= 0 else (middle, price, left)
+    return at(best), price
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -261,10 +274,3 @@ def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def coarser(own: Lines, dials: Dials) -> Dials:
-    """The next dials that cost less."""
-    if dials.boost:
-        return dials._replace(boost=dials.boost - 1)
-    return dials._replace(step=dials.step + 1, boost=len(own.energies) - 1)

@@ -49,12 +49,14 @@ Size = Callable[[np.ndarray, float], int]
 
 
 class Plan(NamedTuple):
-    """What is sent of an update: all its components, the mask (c,) of those that are, and how."""
+    """What is sent of an update: all its components, the mask (c,) of those that are, and how;
+    price: of a bit, by which the sender quantises."""
 
     own: Lines
     sent: np.ndarray
     dials: Dials
     offsets: Offsets
+    price: float = 1.0
 
 
 def sizes_of(seen: Sequence[metric.Seen | None], overhead: Callable[..., int], heads: int) -> Size:
@@ -120,10 +122,10 @@ def plan(
     else:
         offsets = framed.NONE
     own = lines(dials, offsets)
-    dials, sent = allot.fill(own, dials, size, budget_bytes)
+    dials, sent, price = allot.fill(own, dials, size, budget_bytes)
     if not sent.any():
         dials = dials._replace(banded=0)
-    return Plan(own, sent, dials, offsets)
+    return Plan(own, sent, dials, offsets, price)
 
 
 def _lowest(values: range, cost: Callable[[int], float]) -> int:
@@ -143,7 +145,8 @@ def sent_of(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """What a receiver gets of every layer, in the metric: left (m, r) and right (n, r) float64 of
     the components that are sent."""
-    decoded = profiled.quantise(profiled.only(plan.own, plan.sent), plan.dials).decoded
+    part = profiled.only(plan.own, plan.sent)
+    decoded = profiled.quantise(part, plan.dials, plan.price).decoded
     found, at = [], 0
     for (m, n), rank in zip(known.shapes, ranks_of(seen, plan.sent), strict=True):
         table = decoded[at : at + rank * (m + n)].reshape(rank, m + n)

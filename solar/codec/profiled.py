@@ -108,8 +108,8 @@ class Quantised(NamedTuple):
     contexts: np.ndarray
 
 
-def quantise(own: Lines, dials: Dials) -> Quantised:
-    """What is sent of every component."""
+def quantise(own: Lines, dials: Dials, price: float = 1.0) -> Quantised:
+    """What is sent of every component. price: of a bit, as trellis.py has it."""
     whole = classes(own, dials)
     place = np.flatnonzero(whole >= LEAST)
     place = place[trellis.order(whole[place])]
@@ -117,7 +117,7 @@ def quantise(own: Lines, dials: Dials) -> Quantised:
     owner = spread(own, np.arange(len(own.energies)))[place]
     step = steps_of(own, dials)
     width = widths(own.energies[owner], own.profiles[place], step[owner], dials.power)
-    cells, contexts = trellis.quantise(own.values[place] / width, index)
+    cells, contexts = trellis.quantise(own.values[place] / width, index, price)
     decoded[place] = trellis.decoded(cells, contexts, index) * width
     bits = float(trellis.bits(cells, contexts, index).sum(dtype=np.float64))
     return Quantised(bits, decoded, index, cells, contexts)
@@ -144,15 +144,16 @@ def only(own: Lines, sent: np.ndarray) -> Lines:
     )  # fmt: skip
 
 
-def pack(own: Lines, dials: Dials, offsets: np.ndarray = bands.NONE) -> bytes:
-    """The payload of components that are all sent; offsets: of the shapes among them."""
+def pack(own: Lines, dials: Dials, offsets: np.ndarray = bands.NONE, price: float = 1.0) -> bytes:
+    """The payload of components that are all sent; offsets: of the shapes among them; price: of a
+    bit, as trellis.py has it."""
     from constriction import stream
 
     coder = stream.queue.RangeEncoder()
     bands.write(coder, offsets)
     _, shape = scales.shape(own.energies, own.first, own.lengths)
     scales.write(coder, own.energies, own.first, own.lengths, shape)
-    found = quantise(own, dials)
+    found = quantise(own, dials, price)
     trellis.write(coder, found.cells, found.contexts, found.classes)
     data = coder.get_compressed().astype("<u4").tobytes() if len(own.energies) else b""
     return HEAD.pack(*dials) + SHAPE.pack(*shape) + data

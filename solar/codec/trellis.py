@@ -165,14 +165,17 @@ def order(classes: np.ndarray) -> np.ndarray:
     return np.argsort((MOST - classes).astype(np.int8), kind="stable").astype(np.int32)
 
 
-def _candidates(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(
+    values: np.ndarray, classes: np.ndarray, price: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Costs (2 contexts, n) float32 over the price, and cells (n,) alike, of the best cell of each
-    parity in each context for |values| (n,) over the root of the price."""
+    parity in each context for |values| (n,) over the root of the price; a bit costs `price`."""
     t = _tables()
     index = classes - LEAST
     width = t.widths[index].astype(np.float32)
     size = values / width
     most, start, cells = t.cells[index] - 1, t.start[index], t.cells[index]
+    bits = t.bits * np.float32(price)
     square = width * width
     contexts = t.contexts[index]
     count = int(contexts.max(initial=2))
@@ -189,7 +192,7 @@ def _candidates(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np
                 for cell in (near, lower):
                     place = at + cell
                     away = size - t.values[place]
-                    cost = away * away * square + t.bits[place]
+                    cost = away * away * square + bits[place]
                     if own is None:
                         own = cost
                     else:
@@ -200,9 +203,12 @@ def _candidates(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np
     return costs, best
 
 
-def quantise(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantise(
+    values: np.ndarray, classes: np.ndarray, price: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Cells (n,) int32, signed, of values (n,) over the root of the price, in coding order, and the
-    contexts (n,) in which they are read."""
+    contexts (n,) in which they are read. price: of a bit, over that by which classes are measured;
+    the sender's own, for a stream that is a little shorter or longer."""
     count = len(values)
     wide = lanes(count)
     high = -(-count // wide)
@@ -215,7 +221,7 @@ def quantise(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.nd
     rows = max(1, BLOCK // wide)
     for first in range(0, high, rows):
         part = slice(first * wide, min(first + rows, high) * wide)
-        costs, best = _candidates(size[part], classes[part])
+        costs, best = _candidates(size[part], classes[part], price)
         found.append((first, best))
         contexts = len(costs) // 2
         column = 2 * (own.before % contexts) + own.parity
