@@ -2,7 +2,7 @@
 
 A node of `codec.channel` says what is learnt: `labels`, the task's own loss (rows `aware`), or
 `adapter`, what the finished adapter answers on the training inputs, of which no label is used. The
-result is kept in the cache beside the adapter that it goes on from.
+file is kept in the cache beside the adapter that it goes on from.
 """
 
 import json
@@ -18,7 +18,7 @@ from experiments.finetune import Setup
 from solar import channel, frame_store, packages, train
 from solar.adapters import aware, peft_io
 from solar.adapters.adapter import Adapter
-from solar.codec import activation, container
+from solar.codec import activation, container, packet
 from solar.codec.container import Encoded
 from solar.codec.factors import canonical
 from solar.codec.frame_file import FramesFile
@@ -31,6 +31,7 @@ from solar.record import identity
 from solar.tasks.task import Task
 
 LEARNS = ("labels", "adapter")
+FILE = "sent.solar"
 TRAINING = ("steps", "batch_size", "learning_rate", "schedule", "warmup")  # what a node may set
 
 
@@ -55,47 +56,50 @@ def encoded(
             own = {**config["train"], **node}
             task = matching(setup.base, task, start, most=own["steps"] * own["batch_size"])
         for size in progress(node["budgets"], name, console=Console(stderr=True)):
-            own, slopes = _trained(
-                config, node, size, setup, (home.name, start), known, frames, task
+            coded = _coded(
+                config, node, size, setup, (home.name, start), weights, known, frames, task
             )
-            coded = activation.encode(
-                canonical(own.pairs), weights, frames, known=known, heads=own.heads,
-                usual_names=usual_names(setup.base), slopes=slopes,
-                budget_bytes=size + (len(pack_heads(own.heads)) if own.heads else 0),
-            )  # fmt: skip
-            text = f"{name}, {size:,} bytes" + (" and the head" if own.heads else "")
+            text = f"{name}, {size:,} bytes" + (" and the head" if start.heads else "")
             columns = {"basis": "activation", "atoms": "vector", "dtype": "entropy"}
             yield name, text, columns, coded
 
 
-def _trained(
+def _coded(
     config: Mapping[str, Any], node: Mapping[str, Any], size: int, setup: Setup,
-    given: tuple[str, Adapter], known: container.Base, frames: FramesFile, task: Task,
-) -> tuple[Adapter, tuple[int, int]]:  # fmt: skip
-    """The adapter for one budget, and the slopes to code it with: trained, or from the cache."""
+    given: tuple[str, Adapter], weights: Weights, known: container.Base, frames: FramesFile,
+    task: Task,
+) -> Encoded:  # fmt: skip
+    """The file of one budget: trained, or from the cache."""
     name, start = given
     training = {**config["train"], **{k: node[k] for k in TRAINING if k in node}}
     wide = {k: node[k] for k in ("directions", "slope") if k in node}
     settings = aware.AwareConfig(size, start=name, frames=frames.hash.hex(), **wide)
     own = {
         "base": setup.fingerprint,
-        "method": repr(settings),
+        "channel": repr(settings),
+        "format": container.VERSION,
         "task": task.identity,
         "train": training,
         "seed": config["seed"],
     }
     folder = packages.cache_dir() / "adapters" / identity(own)[:24]
-    done = folder / "training.json"
+    done, names = folder / "training.json", usual_names(setup.base)
     with only_one(folder, f"waiting for another process, which trains {folder.name}"):
-        if not done.is_file():
-            listed = container.listed(known, usual_names(setup.base))
-            fits = train.parse(training, config["seed"])
-            result, slopes, losses = channel.send_through(
-                setup.base, start, known, frames, listed, settings, task, fits, folder, own["base"]
-            )
-            peft_io.write(folder, result, setup.base.family, setup.base.source)
-            facts = {"losses": losses, "slopes": slopes, **own}
-            write_whole(done, json.dumps(facts).encode())
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    slopes = tuple(json.loads(done.read_text())["slopes"])
-    return peft_io.read(folder, setup.base), slopes
+        if done.is_file():
+            data = (folder / FILE).read_bytes()
+            found = packet.decode(data, weights, usual_names=names, frames=lambda _: frames)
+            return Encoded(data, found.factors, json.loads(done.read_text())["report"])
+        fits, listed = train.parse(training, config["seed"]), container.listed(known, names)
+        result, decided, losses = channel.send_through(
+            setup.base, start, known, frames, listed, settings, task, fits, folder, own["base"]
+        )
+        carried = len(pack_heads(result.heads)) if result.heads else 0
+        coded = activation.encode(
+            canonical(result.pairs), weights, frames, budget_bytes=size + carried, known=known,
+            heads=result.heads, usual_names=names, decided=decided,
+        )  # fmt: skip
+        write_whole(folder / FILE, coded.data)
+        facts = {"losses": losses, "report": coded.report, **own}
+        write_whole(done, json.dumps(facts).encode())
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return coded

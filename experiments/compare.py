@@ -249,7 +249,7 @@ def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dic
         "base": {"spec": setup.spec, "overrides": setup.overrides},
         "task": config["task"],
         "task_identity": setup.task.identity,
-        "ranks": {name: a.shape[0] for name, (_, a, _) in adapter.pairs.items()},
+        "ranks": adapter.ranks,
         "seed": config["data_seed"],
         **config["evaluate"],
         **({"reference": str(home)} if config["evaluate"].get("kl") else {}),

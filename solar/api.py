@@ -119,8 +119,8 @@ def _calibrated(plain, code, base, read, known, frames, data, common, seed):
     task = channel.unlabelled(model, data)
     names = container.listed(known, common["usual_names"])
     room = common["budget_bytes"] - _head_bytes(read.heads, common["head_dtype"])
-    own, slopes = channel.calibrated(model, read, known, frames, names, task, room, seed)
-    tuned = code(canonical(own.pairs), **common | {"heads": own.heads}, slopes=slopes)
+    own, decided = channel.calibrated(model, read, known, frames, names, task, room, seed)
+    tuned = code(canonical(own.pairs), **common | {"heads": own.heads}, decided=decided)
     both = (plain.factors, read.heads), (tuned.factors, own.heads)
     before, after = channel.divergence(model, read, task, both)
     found = tuned if after < before else plain

@@ -11,6 +11,7 @@ from solar import train
 from solar.adapters import aware
 from solar.adapters.adapter import Adapter
 from solar.adapters.aware import AwareConfig
+from solar.codec.choose import Decided
 from solar.codec.container import Base as Known
 from solar.codec.factors import Factors
 from solar.codec.frame_file import FramesFile
@@ -39,13 +40,13 @@ def send_through(
     config: TrainConfig,
     folder: Path | None = None,
     resources: str = "",
-) -> tuple[Adapter, tuple[int, int], list[float]]:
-    """What is to be coded instead of `start`, the slopes to code it with, and the loss of every
+) -> tuple[Adapter, Decided, list[float]]:
+    """What is to be coded instead of `start`, what was decided for its file, and the loss of every
     step. known, names: as adapters/aware.py's method has them; folder, resources: as train.py."""
     method = aware.method(start, known, frames, names)
     done = train.train(base, method, settings, task, config, folder, resources=resources)
-    slopes = tuple(np.asarray(done.frozen["slopes"]).tolist())
-    return aware.adapter(done.trainable, done.frozen, known, frames), slopes, done.losses
+    own = aware.adapter(done.trainable, done.frozen, known, frames)
+    return own, aware.decided(done.trainable, done.frozen, known), done.losses
 
 
 def calibrated(
@@ -57,13 +58,13 @@ def calibrated(
     task: Task,
     budget_bytes: int,
     seed: int = 0,
-) -> tuple[Adapter, tuple[int, int]]:
-    """What is to be coded instead of `start`, and the slopes to code it with, so that it answers
+) -> tuple[Adapter, Decided]:
+    """What is to be coded instead of `start`, and what was decided for its file, so that it answers
     the inputs of `task` alike in `budget_bytes`, heads apart."""
     config = TrainConfig(STEPS, TOGETHER, learning_rate=RATE, seed=seed)
     alike, settings = matching(base, task, start, STEPS * TOGETHER), AwareConfig(budget_bytes)
-    own, slopes, _ = send_through(base, start, known, frames, names, settings, alike, config)
-    return own, slopes
+    own, decided, _ = send_through(base, start, known, frames, names, settings, alike, config)
+    return own, decided
 
 
 def divergence(
@@ -71,11 +72,10 @@ def divergence(
 ) -> list[float]:
     """Mean KL in nats from what `start` answers to what each update with its heads answers, on the
     first MEASURED inputs of `task`."""
-    ranks = {name: a.shape[0] for name, (_, a, _) in start.pairs.items()}
-    update = {name: (b * np.float32(s), a.T) for name, (b, a, s) in start.pairs.items()}
     score = make_scorer(
-        base, task, ranks, "train", TOGETHER, MEASURED, reference=(update, start.heads)
-    )
+        base, task, start.ranks, "train", TOGETHER, MEASURED,
+        reference=(start.update, start.heads),
+    )  # fmt: skip
     return [
         float(score({k: (f.left, f.right) for k, f in factors.items()}, heads)["kl"])
         for factors, heads in sent

@@ -68,8 +68,7 @@ def open_file(path: Path, base: Base) -> tuple[dict, dict[str, np.ndarray]]:
     """Update ``{layer: (L, R)}`` and heads of a ``.solar`` packet or a PEFT directory."""
     if path.is_dir():
         adapter = peft_io.read(path, base)
-        update = {k: (b * np.float32(s), a.T) for k, (b, a, s) in adapter.pairs.items()}
-        return update, dict(adapter.heads)
+        return adapter.update, dict(adapter.heads)
     decoded = packet.decode(
         path.read_bytes(),
         Weights(base),

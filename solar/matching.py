@@ -29,9 +29,7 @@ def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> T
             f"the adapter brings {', '.join(sorted(own.heads))}; what it answers can be matched "
             "with the base's own head only"
         )
-    ranks = {name: a.shape[0] for name, (_, a, _) in own.pairs.items()}
-    update = {name: (b * np.float32(s), a.T) for name, (b, a, s) in own.pairs.items()}
-    shape, aim = structure(base.config, ranks), aim_of(task, base)
+    shape, aim = structure(base.config, own.ranks), aim_of(task, base)
     on_device = replace(base, params={k: jnp.asarray(v) for k, v in base.params.items()})
     rows = {k: v[:most] for k, v in task.train.items() if k != "label"}
     count = len(next(iter(rows.values())))
@@ -39,7 +37,7 @@ def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> T
     for first in range(0, count, TOGETHER):
         index = np.minimum(np.arange(first, first + TOGETHER), count - 1)  # one shape is compiled
         parts.append({k: v[index] for k, v in rows.items()})
-    leaves = hook_leaves(base, update, ranks)
+    leaves = hook_leaves(base, own.update, own.ranks)
     found = outputs_of(on_device, shape, aim, leaves, own.heads, parts)
     rows["reference"] = np.concatenate(found)[:count].astype(np.float32)
     if "label" in task.train:

@@ -19,6 +19,15 @@ class Adapter:
     heads: Mapping[str, np.ndarray]
     wide: frozenset[str] = frozenset()
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        return {name: a.shape[0] for name, (_, a, _) in self.pairs.items()}
+
+    @property
+    def update(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """``update[layer] = (L (out, r), R (in, r))`` with ``dW = L @ R.T``."""
+        return {name: (b * np.float32(s), a.T) for name, (b, a, s) in self.pairs.items()}
+
 
 def scaling(alpha: float, rank: int, rslora: bool) -> float:
     """The factor before B A."""

@@ -23,11 +23,13 @@ import numpy as np
 from solar.adapters.adapter import Adapter
 from solar.adapters.method import Leaves, Method
 from solar.codec import activation, choose, container, frame_file, metric
+from solar.codec.choose import Choice, Decided
 from solar.codec.container import Base as Known
 from solar.codec.frame_file import OCTAVE, FramesFile
+from solar.codec.profiled import Dials
 from solar.weights.base import Base
 
-AGAIN = 10  # steps after which the slopes of the profile are found anew
+AGAIN = 10  # steps after which all is decided anew, and twice, four times, eight times as many
 SIDES = ("left", "right")
 
 
@@ -58,13 +60,13 @@ def method(
 
     def init(key: jax.Array, base: Base, config: AwareConfig) -> tuple[dict, dict]:
         """Factors (layers, directions, rank) in units (layers, directions, 1), those of a side with
-        a mean square of 1, and each frame's directions (n, directions) in the space of the weights,
-        all float32."""
+        a mean square of 1, heads alike, and each frame's directions (n, directions) in the space of
+        the weights, all float32."""
         shape = len(known.names), config.directions, rank
         trainable = {side: np.zeros(shape, np.float32) for side in SIDES}
         units = {side: np.ones((*shape[:2], 1), np.float32) for side in SIDES}
         slope = round(16 * config.slope)
-        frozen = {"slopes": np.full(2, choose.FIRST, np.int32)}
+        frozen = {"choice": np.zeros(len(Dials._fields) + 1 + shape[0], np.float32)}
         for i, name in enumerate(known.names):
             b, a, scale = start.pairs[name]
             for side, index, own in zip(
@@ -83,36 +85,39 @@ def method(
             units[side] *= float(np.sqrt(np.mean(within[within != 0] ** 2))) if within.any() else 1
             trainable[side] /= units[side]
             frozen[f"{side}_unit"] = units[side]
-        trainable |= {name: np.asarray(head, np.float32) for name, head in start.heads.items()}
+        for name, head in start.heads.items():
+            size = float(np.sqrt(np.mean(np.square(head, dtype=np.float64)))) or 1.0
+            trainable[name] = np.asarray(head / size, np.float32)
+            frozen[f"{name}_unit"] = np.float32(size)
         nothing = np.zeros(shape, np.float32), np.zeros((shape[0], rank, rank), np.float32)
         for side in SIDES:
             frozen |= dict(zip((f"{side}_sent", f"{side}_turn"), nothing, strict=True))
         return jax.tree.map(jnp.asarray, trainable), jax.tree.map(jnp.asarray, frozen)
 
     def refresh(trainable: Leaves, frozen: Leaves, step: int | None, config: AwareConfig) -> dict:
-        """What a file of the budget holds of the factors now, and how they were turned for it."""
-        now = {side: np.asarray(_factors(trainable, frozen, side), np.float64) for side in SIDES}
-        turned = canonical(now["left"], now["right"])
-        seen = [_whole(known, turned, i) for i in range(len(known.names))]
+        """What a file of the budget holds of the factors now, how they were turned for it, and what
+        was decided for it, which holds for the steps to come: what is sent must not change at every
+        step, nor at the end."""
+        now, turned = _canonical(trainable, frozen)
+        seen = _seen(known, turned)
         overhead = container.overhead(names, activation.PARAMETERS)
-        slopes = tuple(np.asarray(frozen["slopes"]).tolist())
-        if step is not None and step % AGAIN == 0:
-            slopes = None
         size = choose.sizes_of(seen, overhead, 0)
-        plan = choose.plan(known, frames, seen, size, config.budget_bytes, slopes=slopes)
+        like = None if _due(step) else _choice(frozen)
+        plan = choose.plan(known, frames, seen, size, config.budget_bytes, like=like)
         sent = choose.sent_of(known, seen, plan)
-        found = {"slopes": np.array([plan.dials.slope, plan.dials.out], np.int32)}
+        kept = choose.ranks_of(seen, plan.sent)
+        found = {"choice": np.array([*plan.dials, plan.price, *kept], np.float32)}
         for at, side in enumerate(SIDES):
-            whole = np.zeros(now[side].shape, np.float32)
+            whole = np.zeros(now[at].shape, np.float32)
             for i, pair in enumerate(sent):
                 part = pair[at][: whole.shape[1]]
                 whole[i, : len(part), : part.shape[1]] = part
-            turn = np.linalg.pinv(now[side], rcond=1e-9) @ turned[at]
+            turn = np.linalg.pinv(now[at], rcond=1e-9) @ turned[at]
             found |= {f"{side}_sent": whole, f"{side}_turn": turn.astype(np.float32)}
         return found
 
     def update(trainable: Leaves, frozen: Leaves) -> dict[str, jax.Array]:
-        leaves = {name: leaf for name, leaf in trainable.items() if name not in SIDES}
+        leaves = _heads(trainable, frozen)
         left, right = (_through(trainable, frozen, side) for side in SIDES)
         for i, name in enumerate(known.names):
             inputs, outputs = (frozen[f"frame.{index}"] for index in frames.layers[name])
@@ -120,19 +125,36 @@ def method(
             leaves[f"{name}.lora_B"] = outputs @ left[i]
         return leaves
 
-    return Method("solar_aware", hooks, init, update, refresh, ("slopes",))
+    return Method("solar_aware", hooks, init, update, refresh, ("choice",))
 
 
 def adapter(trained: Leaves, frozen: Leaves, known: Known, frames: FramesFile) -> Adapter:
-    """What was trained, before the channel: coded with the slopes that `frozen` holds it is what
-    the model saw in the end."""
+    """What was trained, before the channel."""
     pairs = {}
     for i, name in enumerate(known.names):
         inputs, outputs = (np.asarray(frozen[f"frame.{k}"]) for k in frames.layers[name])
         left, right = (np.asarray(_factors(trained, frozen, side)[i]) for side in SIDES)
         pairs[name] = outputs @ left, (inputs @ right).T, 1.0
-    heads = {name: np.asarray(leaf) for name, leaf in trained.items() if name not in SIDES}
+    heads = {name: np.asarray(leaf) for name, leaf in _heads(trained, frozen).items()}
     return Adapter(pairs, heads)
+
+
+def decided(trained: Leaves, frozen: Leaves, known: Known) -> Decided:
+    """What was trained, and what was decided for the file of it that the model saw last."""
+    return Decided(_seen(known, _canonical(trained, frozen)[1]), _choice(frozen))
+
+
+def _choice(frozen: Leaves) -> Choice:
+    numbers = np.asarray(frozen["choice"]).tolist()
+    count = len(Dials._fields)
+    whole = [round(x) for x in numbers[:count] + numbers[count + 1 :]]
+    return Choice(tuple(whole[count:]), Dials(*whole[:count]), numbers[count])
+
+
+def _due(step: int | None) -> bool:
+    """Whether all is decided anew: more and more seldom, as training settles."""
+    times, rest = divmod(step or 0, AGAIN)
+    return step is not None and not rest and times & (times - 1) == 0
 
 
 def canonical(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,7 +167,17 @@ def canonical(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return (q_left @ p) * root, (q_right @ qt.transpose(0, 2, 1)) * root, sizes
 
 
-def _whole(known: Known, turned: tuple[np.ndarray, np.ndarray, np.ndarray], i: int) -> metric.Seen:
+def _canonical(trainable: Leaves, frozen: Leaves) -> tuple[list[np.ndarray], tuple]:
+    """Both factors of all layers in the metric, float64, and what `canonical` makes of them."""
+    now = [np.asarray(_factors(trainable, frozen, side), np.float64) for side in SIDES]
+    return now, canonical(*now)
+
+
+def _seen(known: Known, turned: tuple) -> list[metric.Seen | None]:
+    return [_whole(known, turned, i) for i in range(len(known.names))]
+
+
+def _whole(known: Known, turned: tuple, i: int) -> metric.Seen | None:
     """A layer's factors with the directions that are not trained, which are zero."""
     left, right, sizes = (part[i] for part in turned)
     kept = sizes > 1e-7 * sizes[0]  # as codec/factors.py drops what is nothing but rounding
@@ -160,6 +192,10 @@ def _whole(known: Known, turned: tuple[np.ndarray, np.ndarray, np.ndarray], i: i
 def _factors(trainable: Leaves, frozen: Leaves, side: str) -> jax.Array:
     """(layers, directions, rank) in the metric."""
     return trainable[side] * frozen[f"{side}_unit"]
+
+
+def _heads(trainable: Leaves, frozen: Leaves) -> dict[str, jax.Array]:
+    return {k: v * frozen[f"{k}_unit"] for k, v in trainable.items() if k not in SIDES}
 
 
 def _through(trainable: Leaves, frozen: Leaves, side: str) -> jax.Array:

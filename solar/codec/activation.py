@@ -52,7 +52,7 @@ def encode(
     *,
     budget_bytes: int,
     relative: float = choose.RELATIVE,
-    slopes: tuple[int, int] | None = None,
+    decided: choose.Decided | None = None,
     known: Base | None = None,
     heads: Mapping[str, np.ndarray] | None = None,
     head_dtype: str = "float16",
@@ -64,21 +64,24 @@ def encode(
     factors, base, heads, usual_names and watch as in encode.py. known: what container.identify says
     of the base's layers `factors`, where that has been asked already. relative: from 0, where
     errors count as the metric has them, to 1, where each counts relative to what the layer's own
-    update is in it. slopes: how fast the energy of a factor falls with the eigenvalues, of inputs
-    and of outputs in 16ths; by trial where they are not given. Raises SolarError where the frames
-    do not fit the base.
+    update is in it. decided: the same update as it was in the metric when its file was
+    decided on, which weights in float32 say less exactly. Raises SolarError where the frames do not
+    fit the base.
     """
     known = known or container.identify(base, factors, watch)
     frame_file.check(frames, known.names, known.digests)
     ordered = container.in_order(known, factors)
     names, packed = container.listed(known, usual_names), pack_heads(heads, head_dtype)
     overhead = container.overhead(names, PARAMETERS)
-    ranks = tuple(f.left.shape[1] for f in ordered)
+    if decided:
+        ranks = tuple(len(own.sizes) if own else 0 for own in decided.seen)
+    else:
+        ranks = tuple(f.left.shape[1] for f in ordered)
     turns = framed.reflections(known, ranks, frames)
-    seen = [
+    seen = decided.seen if decided else [
         metric.seen(f, *turns[name]) if rank else None
         for name, f, rank in zip(known.names, ordered, ranks, strict=True)
-    ]
+    ]  # fmt: skip
     size = choose.sizes_of(seen, overhead, len(packed))
     least = size(np.zeros(sum(ranks), bool), 0.0)
     if budget_bytes < least:
@@ -86,7 +89,9 @@ def encode(
             f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
             f"nothing has {least}, {len(packed)} of them for trained heads; give more"
         )
-    plan = choose.plan(known, frames, seen, size, budget_bytes, relative, slopes)
+    plan = choose.plan(
+        known, frames, seen, size, budget_bytes, relative, decided and decided.choice
+    )
     own, dials, kept = plan.own, plan.dials, choose.ranks_of(seen, plan.sent)
     part, offsets = profiled.only(own, plan.sent), choose.offsets_of(known, kept, plan.offsets)
     room, price, dearer = budget_bytes - overhead(kept) - len(packed), plan.price, 1 + DEARER

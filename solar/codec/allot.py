@@ -29,6 +29,7 @@ ROUNDS = 2  # of measuring it
 NEAR = 4  # quarters of an octave by which the step may move for it
 WORD = 4  # bytes in which the stream grows
 TRIES, CLOSE = 6, 0.002  # of the trellis at the end, and the share of a budget that may be left
+NEARLY = 0.01  # share that may be left where nothing is to change
 CHEAPEST = 0.25  # price of a bit
 
 
@@ -210,8 +211,24 @@ def fill(
         steps = max(step - NEAR, steps[0]), min(step + NEAR, steps[1])
     if not sent.any():
         return dials._replace(step=step, boost=0), sent, 1.0
-    dials, price = _finest(own, sent, dials._replace(step=step), size, budget)
+    dials, price = _finest(own, sent, dials._replace(step=step, boost=0), size, budget)
     return dials, sent, price
+
+
+def again(
+    own: Lines, sent: np.ndarray, dials: Dials, price: float,
+    size: Callable[[np.ndarray, float], int], budget: int,
+) -> tuple[Dials, float]:  # fmt: skip
+    """Dials near these and the price of a bit for components (c,) that are sent in any case: these
+    themselves where their file leaves little, or is a word too long, which the coder makes up."""
+    if not sent.any():
+        return dials, price
+    part = only(own, sent)
+    dials = dials._replace(boost=min(dials.boost, len(part.energies) - 1))
+    bits = profiled.quantise(part, dials, price).bits + profiled.energy_bits(part)
+    if -2 * WORD <= budget - size(sent, bits) <= max(NEARLY * budget, WORD):
+        return dials, price
+    return _finest(own, sent, dials, size, budget)
 
 
 def _finest(
@@ -236,7 +253,7 @@ def _finest(
     # A component a quarter finer has an eighth of a bit more in each number that has any.
     each = max(float(np.sum(profiled.classes(part, dials) >= profiled.LEAST)) / count / 64, 0.01)
     low, high = (dials.step - most) * count, (dials.step - least) * count
-    guess, close = 0, max(CLOSE * budget, WORD)
+    guess, close = dials.boost, max(CLOSE * budget, WORD)
     for _ in range(TRIES):
         known[guess] = over(guess)
         if 0 <= -known[guess] <= close:
@@ -262,7 +279,7 @@ def _finest(
     for _ in range(TRIES):
         if left <= close:
             break
-        middle = math.sqrt(low * price)
+        middle = float(np.float32(math.sqrt(low * price)))
         more = -over(best, middle)
         low, price, left = (low, middle, more) if more >= 0 else (middle, price, left)
     return at(best), price

@@ -18,6 +18,7 @@ from solar.codec.profiled import Dials, Lines
 SLOPES = range(8, 31, 2)  # of the profile of inputs, in 16ths; what the sender chooses from
 OUTS = range(0, 31, 2)  # of that of outputs
 FIRST = 16  # where both begin: factors that lie no way in particular in the space of the weights
+LOWER = 8  # quarters of an octave by which the largest energy may be below what is possible
 RELATIVE = 0.25  # how far errors count relative to the layer's own change
 
 
@@ -46,6 +47,23 @@ def offsets_of(known: Base, ranks: tuple[int, ...], offsets: Offsets) -> np.ndar
 
 
 Size = Callable[[np.ndarray, float], int]
+
+
+class Choice(NamedTuple):
+    """What a sender has decided: how many components of every layer are sent, the dials, and the
+    price of a bit, a float32."""
+
+    ranks: tuple[int, ...]
+    dials: Dials
+    price: float = 1.0
+
+
+class Decided(NamedTuple):
+    """An update in the metric, layer by layer, None for one without any, and what was decided for
+    its file."""
+
+    seen: Sequence[metric.Seen | None]
+    choice: Choice
 
 
 class Plan(NamedTuple):
@@ -83,46 +101,54 @@ def plan(
     size: Size,
     budget_bytes: int,
     relative: float = RELATIVE,
-    slopes: tuple[int, int] | None = None,
+    like: Choice | None = None,
 ) -> Plan:
     """The components and dials that make the most of a budget. seen: every layer's update in the
-    metric, None for a layer without one. slopes: of the profile, where they are not to be found by
-    trial."""
+    metric, None for a layer without one. like: what was decided for much the same update, of which
+    nothing but the step is found anew, and only where that leaves too much or too little."""
     ranks = tuple(len(s.sizes) if s else 0 for s in seen)
     sizes = np.concatenate([s.sizes for s in seen if s] or [np.zeros(0)])
     logs = OCTAVE * np.log2(np.maximum(sizes, 1e-300))
     power = int(np.ceil(logs.max())) - profiled.ENERGIES + 1 if len(logs) else 0
+    if like and like.dials.power - LOWER <= power <= like.dials.power:
+        power = like.dials.power
     energies = np.clip(np.round(logs - power), 0, profiled.ENERGIES - 1).astype(np.int64)
     values = [np.concatenate([s.left.T, s.right.T], axis=1).ravel() for s in seen if s]
     whole = np.concatenate(values) if values else np.zeros(0)
-    slope, out = slopes or (FIRST, FIRST)
-    dials = Dials(power, 0, 0, round(255 * relative), slope, out)
+    dials = Dials(power, 0, 0, round(255 * relative), FIRST, FIRST)
+    if like:
+        dials = like.dials._replace(power=power)
 
     def lines(dials: Dials, offsets: Offsets = framed.NONE) -> Lines:
         return framed.lines_of(known, ranks, frames, dials, energies, whole, offsets)
 
     if not len(energies):
         return Plan(lines(dials), np.zeros(0, bool), dials, framed.NONE)
-    if not slopes:
+    if not like:
         about, sent = allot.outline(lines(dials), dials, size, budget_bytes)
 
         def cost(dials: Dials) -> float:
             return allot.cost(profiled.only(lines(dials), sent), about)
 
-    if not slopes and sent.any():
-        dials = dials._replace(out=_lowest(OUTS, lambda x: cost(dials._replace(out=x))))
-        dials = dials._replace(slope=_lowest(SLOPES, lambda x: cost(dials._replace(slope=x))))
+        if sent.any():
+            dials = dials._replace(out=_lowest(OUTS, lambda x: cost(dials._replace(out=x))))
+            dials = dials._replace(slope=_lowest(SLOPES, lambda x: cost(dials._replace(slope=x))))
     # What the factors hold beside the profile is worth more than trials by the scalar quantiser
     # say, since components are chosen by it too: it is sent where it is a small part of the file.
     room = budget_bytes - size(np.zeros(len(energies), bool), 0.0)
     offsets = _bands(known, ranks, frames, seen, dials)
     spent = bands.bits(np.stack([*offsets.values()]))
-    if spent < bands.MOST * 8 * room:
+    if like.dials.banded if like else spent < bands.MOST * 8 * room:
         dials, size = dials._replace(banded=1), _with(size, spent)
     else:
         offsets = framed.NONE
     own = lines(dials, offsets)
-    dials, sent, price = allot.fill(own, dials, size, budget_bytes)
+    if like:
+        place = np.arange(len(energies)) - own.first
+        sent = place < np.repeat(like.ranks, ranks)
+        dials, price = allot.again(own, sent, dials, like.price, size, budget_bytes)
+    else:
+        dials, sent, price = allot.fill(own, dials, size, budget_bytes)
     if not sent.any():
         dials = dials._replace(banded=0)
     return Plan(own, sent, dials, offsets, price)
