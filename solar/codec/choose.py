@@ -125,14 +125,7 @@ def plan(
     if not len(energies):
         return Plan(lines(dials), np.zeros(0, bool), dials, framed.NONE)
     if not like:
-        about, sent = allot.outline(lines(dials), dials, size, budget_bytes)
-
-        def cost(dials: Dials) -> float:
-            return allot.cost(profiled.only(lines(dials), sent), about)
-
-        if sent.any():
-            dials = dials._replace(out=_lowest(OUTS, lambda x: cost(dials._replace(out=x))))
-            dials = dials._replace(slope=_lowest(SLOPES, lambda x: cost(dials._replace(slope=x))))
+        dials = _sloped(lines, dials, size, budget_bytes)
     # What the factors hold beside the profile is worth more than trials by the scalar quantiser
     # say, since components are chosen by it too: it is sent where it is a small part of the file.
     room = budget_bytes - size(np.zeros(len(energies), bool), 0.0)
@@ -152,6 +145,19 @@ def plan(
     if not sent.any():
         dials = dials._replace(banded=0)
     return Plan(own, sent, dials, offsets, price)
+
+
+def _sloped(lines: Callable[[Dials], Lines], dials: Dials, size: Size, budget: int) -> Dials:
+    """Dials with the slopes by which the components that are worth it cost least."""
+    about, sent = allot.outline(lines(dials), dials, size, budget)
+    if not sent.any():
+        return dials
+
+    def cost(dials: Dials) -> float:
+        return allot.cost(profiled.only(lines(dials), sent), about)
+
+    dials = dials._replace(out=_lowest(OUTS, lambda x: cost(dials._replace(out=x))))
+    return dials._replace(slope=_lowest(SLOPES, lambda x: cost(dials._replace(slope=x))))
 
 
 def _lowest(values: range, cost: Callable[[int], float]) -> int:
