@@ -17,11 +17,9 @@ from rich.progress import track as progress
 from experiments.finetune import Setup
 from solar import channel, frame_store, packages, train
 from solar.adapters import aware, peft_io
-from solar.adapters.adapter import Adapter
 from solar.codec import activation, container, packet
 from solar.codec.container import Encoded
 from solar.codec.factors import canonical
-from solar.codec.frame_file import FramesFile
 from solar.codec.heads import pack_heads
 from solar.errors import SolarError
 from solar.evaluate import Weights, usual_names
@@ -44,9 +42,11 @@ def encoded(
     nodes = {k: v for k, v in (config["codec"].get("channel") or {}).items() if v}
     if not nodes:
         return
-    start, weights = peft_io.read(home, setup.base), Weights(setup.base)
-    known = container.identify(weights, start.pairs)
+    adapter, weights = peft_io.read(home, setup.base), Weights(setup.base)
+    known = container.identify(weights, adapter.pairs)
     frames = frame_store.for_base(None, setup.spec, weights, known)
+    listed = container.listed(known, usual_names(setup.base))
+    start = channel.Start(adapter, known, frames, listed)
     for name, node in nodes.items():
         learns = node.get("learns")
         if learns not in LEARNS:
@@ -54,26 +54,23 @@ def encoded(
         task = setup.task
         if learns == "adapter":
             own = {**config["train"], **node}
-            task = matching(setup.base, task, start, most=own["steps"] * own["batch_size"])
+            task = matching(setup.base, task, adapter, most=own["steps"] * own["batch_size"])
         for size in progress(node["budgets"], name, console=Console(stderr=True)):
-            coded = _coded(
-                config, node, size, setup, (home.name, start), weights, known, frames, task
-            )
-            text = f"{name}, {size:,} bytes" + (" and the head" if start.heads else "")
+            coded = _coded(config, node, size, setup, task, (home.name, start), weights)
+            text = f"{name}, {size:,} bytes" + (" and the head" if adapter.heads else "")
             columns = {"basis": "activation", "atoms": "vector", "dtype": "entropy"}
             yield name, text, columns, coded
 
 
 def _coded(
-    config: Mapping[str, Any], node: Mapping[str, Any], size: int, setup: Setup,
-    given: tuple[str, Adapter], weights: Weights, known: container.Base, frames: FramesFile,
-    task: Task,
+    config: Mapping[str, Any], node: Mapping[str, Any], size: int, setup: Setup, task: Task,
+    given: tuple[str, channel.Start], weights: Weights,
 ) -> Encoded:  # fmt: skip
     """The file of one budget: trained, or from the cache."""
-    name, start = given
+    home, start = given
     training = {**config["train"], **{k: node[k] for k in TRAINING if k in node}}
     wide = {k: node[k] for k in ("directions", "slope") if k in node}
-    settings = aware.AwareConfig(size, start=name, frames=frames.hash.hex(), **wide)
+    settings = aware.AwareConfig(size, start=home, frames=start.frames.hash.hex(), **wide)
     own = {
         "base": setup.fingerprint,
         "channel": repr(settings),
@@ -87,16 +84,16 @@ def _coded(
     with only_one(folder, f"waiting for another process, which trains {folder.name}"):
         if done.is_file():
             data = (folder / FILE).read_bytes()
-            found = packet.decode(data, weights, usual_names=names, frames=lambda _: frames)
+            found = packet.decode(data, weights, usual_names=names, frames=lambda _: start.frames)
             return Encoded(data, found.factors, json.loads(done.read_text())["report"])
-        fits, listed = train.parse(training, config["seed"]), container.listed(known, names)
         result, decided, losses = channel.send_through(
-            setup.base, start, known, frames, listed, settings, task, fits, folder, own["base"]
-        )
+            setup.base, start, settings, task, train.parse(training, config["seed"]), folder,
+            own["base"],
+        )  # fmt: skip
         carried = len(pack_heads(result.heads)) if result.heads else 0
         coded = activation.encode(
-            canonical(result.pairs), weights, frames, budget_bytes=size + carried, known=known,
-            heads=result.heads, usual_names=names, decided=decided,
+            canonical(result.pairs), weights, start.frames, budget_bytes=size + carried,
+            known=start.known, heads=result.heads, usual_names=names, decided=decided,
         )  # fmt: skip
         write_whole(folder / FILE, coded.data)
         facts = {"losses": losses, "report": coded.report, **own}

@@ -117,9 +117,9 @@ def _calibrated(plain, code, base, read, known, frames, data, common, seed):
 
     model = load(base, num_labels=_labels(read.heads))
     task = channel.unlabelled(model, data)
-    names = container.listed(known, common["usual_names"])
+    start = channel.Start(read, known, frames, container.listed(known, common["usual_names"]))
     room = common["budget_bytes"] - _head_bytes(read.heads, common["head_dtype"])
-    own, decided = channel.calibrated(model, read, known, frames, names, task, room, seed)
+    own, decided = channel.calibrated(model, start, task, room, seed)
     tuned = code(canonical(own.pairs), **common | {"heads": own.heads}, decided=decided)
     both = (plain.factors, read.heads), (tuned.factors, own.heads)
     before, after = channel.divergence(model, read, task, both)

@@ -4,6 +4,7 @@ whoever sends it: on a task, or on nothing but inputs, to answer them as it did.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,41 +30,40 @@ MOST_TOKENS = 128  # of a line of calibration text
 Heads = Mapping[str, np.ndarray]
 
 
+class Start(NamedTuple):
+    """What is gone on from: an adapter, and what coding it takes, as adapters/aware.py has it."""
+
+    adapter: Adapter
+    known: Known
+    frames: FramesFile
+    names: tuple[str, ...] | None
+
+
 def send_through(
     base: Base,
-    start: Adapter,
-    known: Known,
-    frames: FramesFile,
-    names: tuple[str, ...] | None,
+    start: Start,
     settings: AwareConfig,
     task: Task,
     config: TrainConfig,
     folder: Path | None = None,
     resources: str = "",
 ) -> tuple[Adapter, Decided, list[float]]:
-    """What is to be coded instead of `start`, what was decided for its file, and the loss of every
-    step. known, names: as adapters/aware.py's method has them; folder, resources: as train.py."""
-    method = aware.method(start, known, frames, names)
-    done = train.train(base, method, settings, task, config, folder, resources=resources)
+    """What is to be coded instead of the adapter, what was decided for its file, and the loss of
+    every step. folder, resources: as train.py has them."""
+    known, frames = start.known, start.frames
+    done = train.train(base, aware.method(*start), settings, task, config, folder, None, resources)
     own = aware.adapter(done.trainable, done.frozen, known, frames)
     return own, aware.decided(done.trainable, done.frozen, known), done.losses
 
 
 def calibrated(
-    base: Base,
-    start: Adapter,
-    known: Known,
-    frames: FramesFile,
-    names: tuple[str, ...] | None,
-    task: Task,
-    budget_bytes: int,
-    seed: int = 0,
+    base: Base, start: Start, task: Task, budget_bytes: int, seed: int = 0
 ) -> tuple[Adapter, Decided]:
-    """What is to be coded instead of `start`, and what was decided for its file, so that it answers
-    the inputs of `task` alike in `budget_bytes`, heads apart."""
+    """What is to be coded instead of the adapter, and what was decided for its file, so that it
+    answers the inputs of `task` alike in `budget_bytes`, heads apart."""
     config = TrainConfig(STEPS, TOGETHER, learning_rate=RATE, seed=seed)
-    alike, settings = matching(base, task, start, STEPS * TOGETHER), AwareConfig(budget_bytes)
-    own, decided, _ = send_through(base, start, known, frames, names, settings, alike, config)
+    alike = matching(base, task, start.adapter, STEPS * TOGETHER)
+    own, decided, _ = send_through(base, start, AwareConfig(budget_bytes), alike, config)
     return own, decided
 
 

@@ -14,7 +14,7 @@ from golden import cases
 from test_compare import SMALL, home, run  # noqa: F401  the fixture is used by its name
 from test_train import assert_same_bits, small, toy_task
 
-from solar import moments, record
+from solar import channel, moments, record
 from solar.adapters import aware, lora
 from solar.adapters.aware import AwareConfig
 from solar.adapters.lora import LoraConfig
@@ -139,6 +139,15 @@ def test_a_run_has_rows_of_what_went_through_the_channel(home, monkeypatch):  # 
         assert np.isfinite(rows[name]["loss"])
     trained = list((home / "cache" / "adapters").glob("*/training.json"))
     assert sum("channel" in json.loads(path.read_text()) for path in trained) == 2
+
+    def never(*_):
+        raise AssertionError("a file that is in the cache is not trained again")
+
+    monkeypatch.setattr(channel, "send_through", never)
+    assert run(monkeypatch, *SMALL, *model, "name=again", *given) == 0
+    again = record.read(home / "outputs" / "again" / "seed=0" / "result.json")["rows"]
+    for key in ("label", "bytes", "relative_error", "loss"):
+        assert [row[key] for row in again] == [row[key] for row in result["rows"]]
 
 
 def test_a_node_that_learns_something_else_is_refused(home, monkeypatch, capsys):  # noqa: F811
