@@ -180,3 +180,18 @@ def test_a_damaged_frames_file_never_decodes_to_something_else(bench, tmp_path, 
         assert status == 2 and said and "\n" not in said and not out.exists()
         refused += 1
     assert 100 < refused < 150
+
+
+@pytest.mark.real  # processes that measure the frames of a base anew, one after another
+def test_a_file_is_read_alike_with_frames_that_another_process_measured(
+    tmp_path, monkeypatch, capsys
+):
+    from benchmarks import frames_elsewhere
+
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    given = ["tiny=true", "model=tiny-gpt2", "task=synthetic_text"]
+    rows = ["another process", "one XLA thread", "JAX x64"]
+    assert frames_elsewhere.main([*given, "--bytes", "400", "--rows", *rows]) == 0
+    out = capsys.readouterr().out
+    assert all(row in out for row in rows) and "FAULT" not in out and "refused" not in out
