@@ -19,6 +19,7 @@ from paper_figures.accuracy_vs_bytes import on_curve, plot_line, scale_bytes, st
 
 ACROSS = 2
 LEAST, MOST = -0.25, 1.4  # the axis; a file that harms more has no marker
+NEAR = 0.6  # of the bytes of a file that one has to have that stands beside it in the table
 SKIPPED = ("float32",)  # four bytes a weight would push what matters to the left edge
 
 
@@ -37,10 +38,12 @@ def panels_of(rows: Sequence[dict[str, Any]]) -> list[results.Panel]:
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table with a line for every file of `compact`: what it keeps, what `weights` keeps in as
-    many bytes, and the best of the others that take no more than a hundredth above."""
-    lines = ["| base and task | bytes | ratio | compact | weights | best of the others |",
-             "| --- | ---: | ---: | ---: | ---: | --- |"]  # fmt: skip
+    """A table with a line for every file of `compact`: what it keeps, what the largest files keep
+    that were trained through it, that of `weights`, and the best of the others, of those that take
+    no more than a hundredth above. Bytes are told where they are clearly fewer."""
+    names = [*results.TRAINED, "weights"]
+    lines = [f"| base and task | bytes | ratio | compact | {' | '.join(names)} | best other |",
+             "| --- | ---: | ---: |" + " ---: |" * (1 + len(names)) + " --- |"]  # fmt: skip
 
     def share(point: dict[str, Any] | None) -> str:
         if point is None:
@@ -49,13 +52,18 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         text = f"{100 * point['retained']:.0f}"
         return text + ("" if spread is None else f" ± {100 * spread:.0f}")
 
+    def fitting(small: list[dict[str, Any]], codec: str, size: float) -> str:
+        best = next((p for p in reversed(small) if p["codec"] == codec), None)
+        if best is None or best["bytes"] < NEAR * size:
+            return "-"
+        return share(best) + (f" ({best['bytes']:,.0f})" if best["bytes"] < 0.96 * size else "")
+
     for panel in panels_of(rows):
         ordered = sorted(panel.points, key=lambda point: point["bytes"])
         float32 = [row["bytes"] for row in panel.rows if row.get("codec") == "float32"]
         for own in (point for point in ordered if point["codec"] == "compact"):
             small = [p for p in ordered if p["bytes"] <= 1.01 * own["bytes"]]
-            weights = [p for p in small if p["codec"] == "weights"]
-            others = [p for p in small if p["codec"] not in results.PRESETS]
+            others = [p for p in small if p["codec"] not in ("compact", *names)]
             best = max(others, key=lambda point: point["retained"], default=None)
             named = "" if best is None else f" ({best['label']}, {best['bytes']:,.0f})"
             cells = [
@@ -63,7 +71,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 f"{own['bytes']:,.0f}",
                 f"{float32[0] / own['bytes']:,.0f}" if float32 else "-",
                 share(own),
-                share(weights[-1] if weights else None),
+                *(fitting(small, name, own["bytes"]) for name in names),
                 share(best) + named,
             ]
             lines.append("| " + " | ".join(cells) + " |")

@@ -34,6 +34,7 @@ USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
 _UNUSUAL = {"basis": "{} basis", "atoms": "{} atoms", "dtype": "{}"}
 
 PRESETS = ("compact", "weights")  # codecs that fill a budget: a line each, by their own names
+TRAINED = ("unlabelled", "aware")  # compact files that the adapter was trained on through
 
 _NAMES = {
     "float32": "LoRA, float32",
@@ -137,7 +138,7 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
             if kept:
                 last.append(f"top $K$ of {point['N']}" if several_sizes else "top $K$")
             found.setdefault(", ".join([*parts, *last]), []).append(point)
-    for preset in PRESETS:
+    for preset in (*PRESETS, *TRAINED):
         found[preset] = [p for p in points if p.get("codec") == preset]
     for codec, name in _NAMES.items():
         found[name] = [p for p in points if p.get("codec") == codec]
@@ -148,7 +149,7 @@ def lines(points: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, An
         name = " ".join([", ".join(map(str, widths)), "bit" if widths == [1] else "bits"]).strip()
         found[f"{name}, lower rank" if truncated else name] = chosen
     for point in points:
-        if point.get("codec") not in ("solar", "bits", *PRESETS, *_NAMES):
+        if point.get("codec") not in ("solar", "bits", *PRESETS, *TRAINED, *_NAMES):
             found.setdefault(str(point.get("codec")), []).append(point)
     return {name: sorted(line, key=lambda p: p["bytes"]) for name, line in found.items() if line}
 
