@@ -20,6 +20,7 @@ from solar.adapters.aware import AwareConfig
 from solar.adapters.lora import LoraConfig
 from solar.codec import activation, container, packet
 from solar.codec.factors import canonical
+from solar.errors import SolarError
 from solar.evaluate import Weights
 from solar.matching import matching
 from solar.score import make_scorer
@@ -47,9 +48,9 @@ class Given:
     def train(self, task=None, config=RUN, settings=TIGHT, folder=None, log=None):
         return train(self.base, self.method, settings, task or self.task, config, folder, log)
 
-    def file(self, pairs, decided=None) -> activation.Encoded:
+    def file(self, pairs, decided=None, budget=TIGHT.budget_bytes) -> activation.Encoded:
         return activation.encode(
-            canonical(pairs), self.weights, self.frames, budget_bytes=TIGHT.budget_bytes,
+            canonical(pairs), self.weights, self.frames, budget_bytes=budget,
             known=self.known, decided=decided,
         )  # fmt: skip
 
@@ -82,6 +83,37 @@ def test_the_model_sees_what_the_file_decodes_to(given, done):
         arrived = decoded[name].left @ decoded[name].right.T
         assert np.linalg.norm(seen - arrived) <= 1e-6 * max(np.linalg.norm(seen), 1e-30)
     assert any(f.left.shape[1] for f in decoded.values())
+
+
+@pytest.mark.parametrize("budget", [401, 402, 403])
+def test_a_file_of_any_length_is_what_the_model_saw(given, budget):
+    settings, config = replace(TIGHT, budget_bytes=budget), replace(RUN, steps=12)
+    done = given.train(config=config, settings=settings)
+    own = aware.adapter(done.trainable, done.frozen, given.known, given.frames)
+    decided = aware.decided(done.trainable, done.frozen, given.known)
+    coded = given.file(own.pairs, decided, budget)
+    assert 0.97 * budget <= len(coded.data) <= budget
+    leaves = jax.device_get(given.method.update(done.trainable, done.frozen))
+    for name, (left, right) in coded.factors.items():
+        seen = leaves[f"{name}.lora_B"] @ leaves[f"{name}.lora_A"]
+        np.testing.assert_allclose(left @ right.T, seen, atol=1e-6 * np.abs(seen).max())
+
+
+def test_a_file_that_nothing_fills_is_refused_before_training(given):
+    steps = []
+    with pytest.raises(SolarError, match="a budget of 60 bytes is too small"):
+        given.train(settings=replace(TIGHT, budget_bytes=60), log=lambda *x: steps.append(x))
+    assert not steps
+
+
+def test_heads_are_trained_in_units_of_their_size(given):
+    head = {"score.weight": np.full((2, 8), 0.05, np.float32)}
+    start = replace(given.start, heads=head)
+    method = aware.method(start, given.known, given.frames, given.known.names)
+    trainable, frozen = method.init(jax.random.key(0), given.base, TIGHT)
+    np.testing.assert_allclose(trainable["score.weight"], 1.0, rtol=1e-6)
+    own = aware.adapter(trainable, frozen, given.known, given.frames)
+    np.testing.assert_allclose(own.heads["score.weight"], head["score.weight"], rtol=1e-6)
 
 
 def test_training_through_the_channel_beats_coding_afterwards(given, done):

@@ -22,11 +22,12 @@ import numpy as np
 
 from solar.adapters.adapter import Adapter
 from solar.adapters.method import Leaves, Method
-from solar.codec import activation, choose, container, frame_file, metric
+from solar.codec import activation, choose, container, frame_file, metric, profiled
 from solar.codec.choose import Choice, Decided
 from solar.codec.container import Base as Known
 from solar.codec.frame_file import OCTAVE, FramesFile
 from solar.codec.profiled import Dials
+from solar.errors import SolarError
 from solar.weights.base import Base
 
 AGAIN = 10  # steps after which all is decided anew, and twice, four times, eight times as many
@@ -97,12 +98,20 @@ def method(
     def refresh(trainable: Leaves, frozen: Leaves, step: int | None, config: AwareConfig) -> dict:
         """What a file of the budget holds of the factors now, how they were turned for it, and what
         was decided for it, which holds for the steps to come: what is sent must not change at every
-        step, nor at the end."""
+        step, nor at the end. Raises SolarError for a budget that no file fits."""
         now, turned = _canonical(trainable, frozen)
         seen = _seen(known, turned)
         overhead = container.overhead(names, activation.PARAMETERS)
         size = choose.sizes_of(seen, overhead, 0)
-        like = None if _due(step) else _choice(frozen)
+        least = overhead((0,) * len(known.names)) + profiled.length(0, 0.0)
+        if config.budget_bytes < least:
+            raise SolarError(
+                f"a budget of {config.budget_bytes} bytes is too small: a file for this adapter "
+                f"that sends nothing has {least}, heads apart; give more"
+            )
+        choice = np.asarray(frozen["choice"])
+        # A run of no steps at all has decided nothing when it ends.
+        like = None if _due(step) or not choice.any() else _choice(frozen)
         plan = choose.plan(known, frames, seen, size, config.budget_bytes, like=like)
         sent = choose.sent_of(known, seen, plan)
         kept = choose.ranks_of(seen, plan.sent)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from solar.codec import (
+    allot,
     bound,
     checksum,
     choose,
@@ -40,7 +41,7 @@ from solar.errors import SolarError
 
 FIXED = struct.Struct(f"<{frame_file.HASH}sH")  # the checksum follows
 PARAMETERS = FIXED.size + checksum.LENGTH
-DEARER = 1e-3  # by which a bit is, where the coder needs a word more than the chances say
+DEARER, MOST = 1e-3, 2.0  # by how much a bit is, and times as much it may be, where files are long
 MAX_POWER = 2**12  # quarters of an octave, either way
 
 
@@ -64,9 +65,10 @@ def encode(
     factors, base, heads, usual_names and watch as in encode.py. known: what container.identify says
     of the base's layers `factors`, where that has been asked already. relative: from 0, where
     errors count as the metric has them, to 1, where each counts relative to what the layer's own
-    update is in it. decided: the same update as it was in the metric when its file was
-    decided on, which weights in float32 say less exactly. Raises SolarError where the frames do not
-    fit the base.
+    update is in it. decided: what was decided for this update, which is kept where its
+    file fits, and the update as it was in the metric then, which float32 weights say less exactly:
+    `relative` and `factors` are not looked at, but for layers that it has nothing of. Raises
+    SolarError where the frames do not fit the base.
     """
     known = known or container.identify(base, factors, watch)
     frame_file.check(frames, known.names, known.digests)
@@ -90,13 +92,18 @@ def encode(
             f"nothing has {least}, {len(packed)} of them for trained heads; give more"
         )
     plan = choose.plan(
-        known, frames, seen, size, budget_bytes, relative, decided and decided.choice
+        known, frames, seen, size, budget_bytes, relative, decided and decided.choice, spare=1.0
     )
     own, dials, kept = plan.own, plan.dials, choose.ranks_of(seen, plan.sent)
     part, offsets = profiled.only(own, plan.sent), choose.offsets_of(known, kept, plan.offsets)
     room, price, dearer = budget_bytes - overhead(kept) - len(packed), plan.price, 1 + DEARER
     while len(body := profiled.pack(part, dials, offsets, price)) > room:
-        price, dearer = price * dearer, dearer**2  # the coder may need a word more than was told
+        # The coder may need a word more than was told. A dearer bit moves a number by a cell or
+        # two at most; what is too long by more needs wider cells.
+        if price > MOST * plan.price:
+            dials, price, dearer = allot.coarser(part, dials), 1.0, 1 + DEARER
+        else:
+            price, dearer = price * dearer, dearer**2
     # The sender reads its own file, so what is measured is what arrives.
     decoded, numbers = _rebuild(known, kept, frames, body)
     fixed = FIXED.pack(frames.hash, checksum.choose_offset(numbers))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec import energies, profiled
+from solar.codec import energies, profiled, trellis
 from solar.codec.frame_file import OCTAVE
 from solar.codec.profiled import PRICE, Dials, Lines, only
 from solar.codec.trellis import MOST
@@ -29,8 +29,6 @@ ROUNDS = 2  # of measuring it
 NEAR = 4  # quarters of an octave by which the step may move for it
 WORD = 4  # bytes in which the stream grows
 TRIES, CLOSE = 6, 0.002  # of the trellis at the end, and the share of a budget that may be left
-NEARLY = 0.01  # share that may be left where nothing is to change
-CHEAPEST = 0.25  # price of a bit
 
 
 def _gaussian(ratio: float, dead: float) -> tuple[np.ndarray, np.ndarray]:
@@ -217,16 +215,17 @@ def fill(
 
 def again(
     own: Lines, sent: np.ndarray, dials: Dials, price: float,
-    size: Callable[[np.ndarray, float], int], budget: int,
+    size: Callable[[np.ndarray, float], int], budget: int, spare: float,
 ) -> tuple[Dials, float]:  # fmt: skip
     """Dials near these and the price of a bit for components (c,) that are sent in any case: these
-    themselves where their file leaves little, or is a word too long, which the coder makes up."""
+    themselves where their file leaves no more than `spare` of the budget. `size` reckons with a
+    word that the coder hardly ever needs, so a file may be a word too long by it."""
     if not sent.any():
-        return dials, price
+        return dials._replace(boost=0), price
     part = only(own, sent)
     dials = dials._replace(boost=min(dials.boost, len(part.energies) - 1))
     bits = profiled.quantise(part, dials, price).bits + profiled.energy_bits(part)
-    if -2 * WORD <= budget - size(sent, bits) <= max(NEARLY * budget, WORD):
+    if -WORD <= budget - size(sent, bits) <= max(spare * budget, WORD):
         return dials, price
     return _finest(own, sent, dials, size, budget)
 
@@ -235,8 +234,8 @@ def _finest(
     own: Lines, sent: np.ndarray, dials: Dials, size: Callable[[np.ndarray, float], int],
     budget: int,
 ) -> tuple[Dials, float]:  # fmt: skip
-    """The finest dials near these whose file fits, and the lowest price of a bit at which it
-    does."""
+    """The dials near these whose file is the fullest that fits, and the price of a bit that fills
+    it further."""
     part, known = only(own, sent), {}
     count, scale = len(part.energies), profiled.energy_bits(part)
     least, most = _range(part, dials)
@@ -275,14 +274,14 @@ def _finest(
     if not fitting:
         return at(min(known)), 1.0
     best = max(fitting, key=known.get)
-    low, price, left = CHEAPEST, 1.0, -known[best]
-    for _ in range(TRIES):
-        if left <= close:
-            break
-        middle = float(np.float32(math.sqrt(low * price)))
-        more = -over(best, middle)
-        low, price, left = (low, middle, more) if more >= 0 else (middle, price, left)
-    return at(best), price
+    return at(best), trellis.price(lambda price: over(best, price), -known[best], close)
+
+
+def coarser(own: Lines, dials: Dials) -> Dials:
+    """The next dials that cost less."""
+    if dials.boost:
+        return dials._replace(boost=dials.boost - 1)
+    return dials._replace(step=dials.step + 1, boost=len(own.energies) - 1)
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:

@@ -19,6 +19,7 @@ SLOPES = range(8, 31, 2)  # of the profile of inputs, in 16ths; what the sender 
 OUTS = range(0, 31, 2)  # of that of outputs
 FIRST = 16  # where both begin: factors that lie no way in particular in the space of the weights
 LOWER = 8  # quarters of an octave by which the largest energy may be below what is possible
+SPARE = 0.01  # share of a budget that may be left where nothing is to change
 RELATIVE = 0.25  # how far errors count relative to the layer's own change
 
 
@@ -102,10 +103,12 @@ def plan(
     budget_bytes: int,
     relative: float = RELATIVE,
     like: Choice | None = None,
+    spare: float = SPARE,
 ) -> Plan:
     """The components and dials that make the most of a budget. seen: every layer's update in the
-    metric, None for a layer without one. like: what was decided for much the same update, of which
-    nothing but the step is found anew, and only where that leaves too much or too little."""
+    metric, None for a layer without one. like: what was decided for much the same update:
+    components and slopes hold, and steps too where they leave no more than `spare` of the budget;
+    energies and the offsets of the profile are what this update has."""
     ranks = tuple(len(s.sizes) if s else 0 for s in seen)
     sizes = np.concatenate([s.sizes for s in seen if s] or [np.zeros(0)])
     logs = OCTAVE * np.log2(np.maximum(sizes, 1e-300))
@@ -117,13 +120,14 @@ def plan(
     whole = np.concatenate(values) if values else np.zeros(0)
     dials = Dials(power, 0, 0, round(255 * relative), FIRST, FIRST)
     if like:
-        dials = like.dials._replace(power=power)
+        moved = round((2 - 2 * like.dials.relative / 255) * (power - like.dials.power))
+        dials = like.dials._replace(power=power, step=like.dials.step - moved)  # as wide as before
 
     def lines(dials: Dials, offsets: Offsets = framed.NONE) -> Lines:
         return framed.lines_of(known, ranks, frames, dials, energies, whole, offsets)
 
     if not len(energies):
-        return Plan(lines(dials), np.zeros(0, bool), dials, framed.NONE)
+        return Plan(lines(dials), np.zeros(0, bool), dials._replace(boost=0, banded=0), framed.NONE)
     if not like:
         dials = _sloped(lines, dials, size, budget_bytes)
     # What the factors hold beside the profile is worth more than trials by the scalar quantiser
@@ -139,7 +143,7 @@ def plan(
     if like:
         place = np.arange(len(energies)) - own.first
         sent = place < np.repeat(like.ranks, ranks)
-        dials, price = allot.again(own, sent, dials, like.price, size, budget_bytes)
+        dials, price = allot.again(own, sent, dials, like.price, size, budget_bytes, spare)
     else:
         dials, sent, price = allot.fill(own, dials, size, budget_bytes)
     if not sent.any():

@@ -183,16 +183,16 @@ def _spread(own: Components, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return owner, index[owner], unit[owner]
 
 
-def quantise(own: Components, tables: list, chosen: np.ndarray) -> Quantised:
+def quantise(own: Components, tables: list, chosen: np.ndarray, bit: float = 1.0) -> Quantised:
     """tables: the coefficients (n,) of the left and of the right side by component, own.energies as
-    the file has them; chosen (c, 2) levels."""
+    the file has them; chosen (c, 2) levels; bit: its price, as trellis.py has it."""
     owner, index, unit = _spread(own, chosen)
     flat = [side for pair in tables for side in pair]
     sent = [side for side, level in zip(flat, chosen.ravel(), strict=True) if level > 0]
     values = np.concatenate([np.zeros(0), *sent])
     order = trellis.order(index)
     index = index[order]
-    cells, contexts = trellis.quantise((values / unit)[order], index)
+    cells, contexts = trellis.quantise((values / unit)[order], index, bit)
     spent = trellis.bits(cells, contexts, index)
     bits = np.bincount(owner[order], spent, chosen.size).reshape(chosen.shape)
     return Quantised(index, cells, contexts, bits)

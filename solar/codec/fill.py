@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from solar.codec import budget, ecsq, payload, quantize, solar, supports
+from solar.codec import budget, ecsq, payload, quantize, solar, supports, trellis
 from solar.codec.coefficients import Coefficients, Side, coded_sides, size_of
 from solar.codec.factors import Factors
 from solar.codec.fit import fit, refit
@@ -17,6 +17,7 @@ from solar.errors import SolarError
 
 ROUNDS = 4  # of filling a budget again after layers were left out
 POOL = 4  # N over K that a uniform setting aims at under a budget
+SPARE = 0.01  # of a budget, that is not worth spending on sides that are sent already
 MEASURED = 2  # times that the bits of a file of dtype entropy are measured
 UNUSED = 0.01  # share of a budget that a uniform setting may leave over for the sake of POOL
 
@@ -228,25 +229,36 @@ def entropy(
         return job.overhead(ranks) + len(job.heads) + body
 
     def made(price: float, boost: int) -> tuple:
-        """Levels and quantised cells of what a file with these dials has."""
+        """What a file with these dials has: levels, components, their coefficients, cells."""
         chosen = ecsq.choose(own, price, boost)
         ranks, mask = cut(chosen)
         part, lines = inside(mask)
-        return chosen[mask], ranks, mask, part, ecsq.quantise(part, lines, chosen[mask])
+        return chosen[mask], ranks, mask, part, lines, ecsq.quantise(part, lines, chosen[mask])
 
     for _ in range(MEASURED):  # what the trellis needs beside what Gaussian coefficients would
         price, boost = ecsq.fill(own, length, budget_bytes)
-        chosen, _, _, part, found = made(price, boost)
+        chosen, _, _, part, _, found = made(price, boost)
         share = float(found.bits.sum()) / max(float(ecsq.expected(part, chosen).sum()), 1.0)
     while True:
-        _, ranks, mask, part, found = made(price, boost)
+        chosen, ranks, mask, part, lines, found = made(price, boost)
         body = ecsq.pack(part, (price, boost, relative), bytes_[mask], found)
         over = job.overhead(ranks) + len(job.heads) + len(body) - budget_bytes
         if over <= 0:
             break
         boost -= max(1, over // 16)
-        if boost < -ecsq.MAX_BOOST:  # every level is at its lowest: fewer components
+        if chosen.max(initial=0) <= 1 or boost < -ecsq.MAX_BOOST:  # all at its lowest: less of it
             price, boost = float(np.float32(price * 1.05)), 0
+
+    def again(bit: float) -> tuple[ecsq.Quantised, bytes, int]:
+        """Cells, payload and bytes above the budget at another price of a bit."""
+        found = ecsq.quantise(part, lines, chosen, bit)
+        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], found)
+        return found, body, job.overhead(ranks) + len(job.heads) + len(body) - budget_bytes
+
+    # Where the next component needs more than is left, those that are sent get it.
+    bit = trellis.price(lambda bit: again(bit)[2], -over, SPARE * budget_bytes)
+    if bit < 1:
+        found, body, _ = again(bit)
     kept = coded_sides(job.known.shapes, ranks)
     # The sender reads its own file, so what is measured is what arrives.
     if setting.embed:  # what is embedded is not known yet

@@ -6,7 +6,7 @@ state, so that the sender has to choose a path and gets, for cells twice as wide
 (trellis-coded quantisation, Marcellin and Fischer 1990; with entropy coding Fischer and Wang 1992;
 with zero in both quantisers as in VVC, Schwarz et al. 2019). The state is the syndrome former of
 Ungerboeck's code of 256 states for amplitudes (1987). The path is Viterbi's, by squared error and
-bits at the price that classes are measured by.
+bits at the price that classes are measured by, or another of the sender's.
 
 A class i stands for a variance of 2^(i/4) UNIT times the price, squared error per bit; below LEAST
 nothing is sent. Numbers are taken from the highest class to the lowest and laid out in rows of so
@@ -16,6 +16,7 @@ rate is low, and those of a Gaussian number in the cells above.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ FLOOR = 0.01  # chance that a number does not follow its class at all
 GRAIN = 2.0**-20  # chances are multiples: the last digit of a logarithm elsewhere moves none
 RAMP, FEWER, LOST = 20, 0.07, 0.1  # classes above the table: bits and errors, measured
 NOTHING = 2.0**-14  # over the root of the price: what is rounding has no sign that could be sent
+CHEAPEST, TRIES = 0.25, 6  # price of a bit that is tried, and how often
 BLOCK = 2**16  # numbers whose candidates are in memory at once
 
 
@@ -248,6 +250,20 @@ def quantise(
             context[row] = state % CONTEXTS
     cells, context = cells.ravel()[:count], context.ravel()[:count]
     return np.where(values < 0, -cells, cells), context
+
+
+def price(over: Callable[[float], int], left: int, close: float) -> float:
+    """The lowest price of a bit, a float32 of at most 1, at which a file is not too long, or one at
+    which it leaves no more than `close` bytes. over(price): bytes by which it is too long; left:
+    what it leaves at 1."""
+    low, found = CHEAPEST, 1.0
+    for _ in range(TRIES):
+        if left <= close:
+            break
+        middle = float(np.float32(math.sqrt(low * found)))
+        more = -over(middle)
+        low, found, left = (low, middle, more) if more >= 0 else (middle, found, left)
+    return found
 
 
 def _places(cells: np.ndarray, contexts: np.ndarray, classes: np.ndarray) -> np.ndarray:
