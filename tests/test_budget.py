@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from solar.api import setting_for
 from solar.codec import baselines, budget, ecsq, limit, packet, trellis
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical, relative_error
@@ -54,6 +55,19 @@ def test_compact_fills_every_budget(base, update, heads):
         assert len(coded.data) >= 0.97 * size
         errors.append(coded.report["relative_error"])
     assert (np.diff(errors) < 0.002).all() and errors[-1] < 0.05 * errors[0]
+
+
+def test_the_preset_fills_budgets_that_have_no_room_for_every_layer():
+    rng = np.random.default_rng(3)
+    names = [f"{i:02d}.q" for i in range(40)]
+    base = {name: rng.normal(size=(64, 64)).astype(np.float32) for name in names}
+    pairs = {n: (rng.normal(size=(64, 2)) * rng.lognormal(0, 1), rng.normal(size=(2, 64)), 0.1)
+             for n in names}  # fmt: skip
+    setting = setting_for("weights", 0, embed_basis=False)
+    for size in (250, 400, 700):
+        coded = made(canonical(pairs), base, setting, size)
+        assert len(coded.data) >= 0.97 * size
+        assert sum(f.left.shape[1] > 0 for f in coded.factors.values()) < len(names)
 
 
 @pytest.mark.parametrize("kind", ["orthogonal", "singular"])
