@@ -13,7 +13,6 @@ refusal is a fault, and the program ends with status 1.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,11 +24,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.sweep_kill import ROOT
+from benchmarks.portability import BLAS
+from benchmarks.sweep_kill import ROOT, environment
 from experiments.compare import shrink
 from experiments.finetune import finetune, prepare
 from experiments.program import composed
-from solar import frame_store, packages
+from solar import frame_store
 from solar.adapters import peft_io
 from solar.codec import activation, container, packet
 from solar.codec.container import PacketError
@@ -41,7 +41,6 @@ from solar.score import make_scorer
 from solar.weights.base import load
 
 POINTS, NATS = 0.2, 1e-3
-BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 ROWS: dict[str, dict[str, str]] = {
     "another process": {},
@@ -73,15 +72,14 @@ def elsewhere(row: str, job: dict[str, Any], folder: Path) -> tuple[dict[str, An
     """The answer of a fresh process, and what it decoded. Raises SolarError with its last line
     where it fails."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        for entry in packages.cache_dir().resolve().glob("*"):
-            if entry.name not in ("frames", "xla"):
-                (Path(place) / entry.name).symlink_to(entry)
+        given = environment(Path(place), own=("frames", "xla"))
         job = job | {"out": str(Path(place) / "decoded.npz")}
-        clean = {k: v for k, v in os.environ.items() if not k.startswith((*BLAS, "XLA_", "JAX_"))}
-        clean |= {k: v for k, v in os.environ.items() if k == "JAX_PLATFORMS"}
+        options = (*BLAS, "XLA_", "JAX_")  # of the caller, but for where JAX runs
+        clean = {k: v for k, v in given.items()
+                 if k == "JAX_PLATFORMS" or not k.startswith(options)}  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.frames_elsewhere", "--receive"], cwd=ROOT,
-            env=clean | ROWS[row] | {"SOLAR_CACHE": place}, input=json.dumps(job),
+            env=clean | ROWS[row], input=json.dumps(job),
             capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode:
@@ -100,10 +98,9 @@ def measure(config: dict, size: int, rows: Sequence[str], folder: Path) -> list[
     adapter, weights = peft_io.read(finetune(config, setup), setup.base), Weights(setup.base)
     known = container.identify(weights, adapter.pairs)
     frames = frame_store.for_base(None, setup.spec, weights, known)
-    carried = len(pack_heads(adapter.heads)) if adapter.heads else 0
     sent = activation.encode(
         canonical(adapter.pairs), weights, frames, known=known, heads=adapter.heads,
-        budget_bytes=size + carried, usual_names=usual_names(setup.base),
+        budget_bytes=size + len(pack_heads(adapter.heads)), usual_names=usual_names(setup.base),
     )  # fmt: skip
     file = folder / "sent.solar"
     packet.write(file, sent.data)

@@ -50,14 +50,14 @@ class Sweep(NamedTuple):
         return (self.home / "log.txt").read_text(errors="replace")
 
 
-def environment(home: Path) -> dict[str, str]:
-    """The environment of a sweep in ``home``: a cache of its own, in which all but the scores is
-    what SOLAR_CACHE holds.
+def environment(home: Path, own: Sequence[str] = ("scores",)) -> dict[str, str]:
+    """The environment of a process in ``home``: a cache of its own, in which all but the entries
+    ``own`` is what SOLAR_CACHE holds.
     """
     cache = home / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     for entry in cache_dir().resolve().glob("*") if cache_dir().is_dir() else ():
-        if entry.name != "scores" and not (cache / entry.name).is_symlink():
+        if entry.name not in own and not (cache / entry.name).is_symlink():
             (cache / entry.name).symlink_to(entry)
     return {**os.environ, "SOLAR_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
 

@@ -91,10 +91,9 @@ def _coded(
             setup.base, start, settings, task, train.parse(training, config["seed"]), folder,
             own["base"],
         )  # fmt: skip
-        carried = len(pack_heads(result.heads)) if result.heads else 0
         coded = activation.encode(
-            canonical(result.pairs), weights, start.frames, budget_bytes=size + carried,
-            known=start.known, heads=result.heads, usual_names=names, decided=decided,
+            canonical(result.pairs), weights, start.frames, known=start.known, heads=result.heads,
+            budget_bytes=size + len(pack_heads(result.heads)), usual_names=names, decided=decided,
         )  # fmt: skip
         write_whole(folder / FILE, coded.data)
         facts = {"losses": losses, "report": coded.report, **own}

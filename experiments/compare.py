@@ -157,7 +157,7 @@ def encode_budgets(
     known = container.identify(weights, factors)
     frames = frame_store.for_base(None, setup.spec, weights, known)
     heads = common["heads"]
-    carried = len(pack_heads(heads)) if heads else 0  # the budgets are for the update alone
+    carried = len(pack_heads(heads))  # the budgets are for the update alone
     for size in progress(config["codec"]["budgets"], "budgets", console=Console(stderr=True)):
         text = f"{size:,} bytes" + (" and the head" if heads else "")
         fits = common | {"budget_bytes": size + carried}

@@ -22,12 +22,11 @@ import numpy as np
 
 from solar.adapters.adapter import Adapter
 from solar.adapters.method import Leaves, Method
-from solar.codec import activation, choose, container, frame_file, metric, profiled
+from solar.codec import activation, choose, container, frame_file, metric
 from solar.codec.choose import Choice, Decided
 from solar.codec.container import Base as Known
 from solar.codec.frame_file import OCTAVE, FramesFile
 from solar.codec.profiled import Dials
-from solar.errors import SolarError
 from solar.weights.base import Base
 
 AGAIN = 10  # steps after which all is decided anew, and twice, four times, eight times as many
@@ -103,12 +102,8 @@ def method(
         seen = _seen(known, turned)
         overhead = container.overhead(names, activation.PARAMETERS)
         size = choose.sizes_of(seen, overhead, 0)
-        least = overhead((0,) * len(known.names)) + profiled.length(0, 0.0)
-        if config.budget_bytes < least:
-            raise SolarError(
-                f"a budget of {config.budget_bytes} bytes is too small: a file for this adapter "
-                f"that sends nothing has {least}, heads apart; give more"
-            )
+        nothing = np.zeros(sum(len(own.sizes) for own in seen if own), bool)
+        container.check_budget(config.budget_bytes, size(nothing, 0.0), 0)
         choice = np.asarray(frozen["choice"])
         # A run of no steps at all has decided nothing when it ends.
         like = None if _due(step) or not choice.any() else _choice(frozen)

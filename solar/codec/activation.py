@@ -86,11 +86,7 @@ def encode(
     ]  # fmt: skip
     size = choose.sizes_of(seen, overhead, len(packed))
     least = size(np.zeros(sum(ranks), bool), 0.0)
-    if budget_bytes < least:
-        raise SolarError(
-            f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
-            f"nothing has {least}, {len(packed)} of them for trained heads; give more"
-        )
+    container.check_budget(budget_bytes, least, len(packed))
     plan = choose.plan(
         known, frames, seen, size, budget_bytes, relative, decided and decided.choice, spare=1.0
     )

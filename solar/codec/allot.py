@@ -274,14 +274,7 @@ def _finest(
     if not fitting:
         return at(min(known)), 1.0
     best = max(fitting, key=known.get)
-    return at(best), trellis.price(lambda price: over(best, price), -known[best], close)
-
-
-def coarser(own: Lines, dials: Dials) -> Dials:
-    """The next dials that cost less."""
-    if dials.boost:
-        return dials._replace(boost=dials.boost - 1)
-    return dials._replace(step=dials.step + 1, boost=len(own.energies) - 1)
+    return at(best), trellis.lowest_price(lambda price: over(best, price), -known[best], close)
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -290,3 +283,10 @@ def _most(fits: Callable[[int], bool], low: int, high: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+def coarser(own: Lines, dials: Dials) -> Dials:
+    """The next dials that cost less."""
+    if dials.boost:
+        return dials._replace(boost=dials.boost - 1)
+    return dials._replace(step=dials.step + 1, boost=len(own.energies) - 1)

@@ -269,6 +269,17 @@ def overhead(names: tuple[str, ...] | None, parameters: int) -> Callable[[tuple[
     return lambda ranks: fixed + len(_pack_ranks(ranks))
 
 
+def check_budget(budget_bytes: int, least: int, heads: int) -> None:
+    """Raises SolarError where a budget is less than `least`, the bytes of a file that sends nothing
+    but trained heads, which have `heads` of them."""
+    if budget_bytes < least:
+        told = f", {heads} of them for its trained heads" if heads else ""
+        raise SolarError(
+            f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
+            f"nothing has {least}{told}; give more"
+        )
+
+
 def pack(packet: Packet) -> bytes:
     """The file's bytes. Raises SolarError where something does not fit the format."""
     if not 0 < len(packet.ranks) < 2**16:

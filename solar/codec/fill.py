@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from solar.codec import budget, ecsq, payload, quantize, solar, supports, trellis
+from solar.codec import budget, container, ecsq, payload, quantize, solar, supports, trellis
 from solar.codec.coefficients import Coefficients, Side, coded_sides, size_of
 from solar.codec.factors import Factors
 from solar.codec.fit import fit, refit
@@ -61,12 +61,7 @@ def spread(
 def _least(job: Job, budget_bytes: int) -> int:
     """Bytes of a file that sends nothing but heads. Raises SolarError where the budget is less."""
     least = job.overhead((0,) * len(job.factors)) + len(job.heads) + payload.LENGTH
-    if budget_bytes < least:
-        heads = f", {len(job.heads)} of them for its trained heads" if job.heads else ""
-        raise SolarError(
-            f"a budget of {budget_bytes} bytes is too small: a file for this adapter that sends "
-            f"nothing has {least}{heads}; give more"
-        )
+    container.check_budget(budget_bytes, least, len(job.heads))
     return least
 
 
@@ -229,36 +224,34 @@ def entropy(
         return job.overhead(ranks) + len(job.heads) + body
 
     def made(price: float, boost: int) -> tuple:
-        """What a file with these dials has: levels, components, their coefficients, cells."""
+        """What a file with these dials has: levels, ranks, components and their coefficients."""
         chosen = ecsq.choose(own, price, boost)
         ranks, mask = cut(chosen)
-        part, lines = inside(mask)
-        return chosen[mask], ranks, mask, part, lines, ecsq.quantise(part, lines, chosen[mask])
+        return chosen[mask], ranks, mask, *inside(mask)
+
+    def written(bit: float) -> tuple[ecsq.Quantised, bytes, int]:
+        """Cells, payload and bytes above the budget of what was made last, at a price of a bit."""
+        found = ecsq.quantise(part, lines, chosen, bit)
+        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], found)
+        return found, body, job.overhead(ranks) + len(job.heads) + len(body) - budget_bytes
 
     for _ in range(MEASURED):  # what the trellis needs beside what Gaussian coefficients would
         price, boost = ecsq.fill(own, length, budget_bytes)
-        chosen, _, _, part, _, found = made(price, boost)
+        chosen, _, _, part, lines = made(price, boost)
+        found = ecsq.quantise(part, lines, chosen)
         share = float(found.bits.sum()) / max(float(ecsq.expected(part, chosen).sum()), 1.0)
     while True:
-        chosen, ranks, mask, part, lines, found = made(price, boost)
-        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], found)
-        over = job.overhead(ranks) + len(job.heads) + len(body) - budget_bytes
+        chosen, ranks, mask, part, lines = made(price, boost)
+        found, body, over = written(1.0)
         if over <= 0:
             break
         boost -= max(1, over // 16)
         if chosen.max(initial=0) <= 1 or boost < -ecsq.MAX_BOOST:  # all at its lowest: less of it
             price, boost = float(np.float32(price * 1.05)), 0
-
-    def again(bit: float) -> tuple[ecsq.Quantised, bytes, int]:
-        """Cells, payload and bytes above the budget at another price of a bit."""
-        found = ecsq.quantise(part, lines, chosen, bit)
-        body = ecsq.pack(part, (price, boost, relative), bytes_[mask], found)
-        return found, body, job.overhead(ranks) + len(job.heads) + len(body) - budget_bytes
-
     # Where the next component needs more than is left, those that are sent get it.
-    bit = trellis.price(lambda bit: again(bit)[2], -over, SPARE * budget_bytes)
+    bit = trellis.lowest_price(lambda bit: written(bit)[2], -over, SPARE * budget_bytes)
     if bit < 1:
-        found, body, _ = again(bit)
+        found, body, _ = written(bit)
     kept = coded_sides(job.known.shapes, ranks)
     # The sender reads its own file, so what is measured is what arrives.
     if setting.embed:  # what is embedded is not known yet

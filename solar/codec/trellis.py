@@ -252,7 +252,7 @@ def quantise(
     return np.where(values < 0, -cells, cells), context
 
 
-def price(over: Callable[[float], int], left: int, close: float) -> float:
+def lowest_price(over: Callable[[float], int], left: int, close: float) -> float:
     """The lowest price of a bit, a float32 of at most 1, at which a file is not too long, or one at
     which it leaves no more than `close` bytes. over(price): bytes by which it is too long; left:
     what it leaves at 1."""
