@@ -80,6 +80,14 @@ def table(sweep: Sweep) -> list[list[str]]:
     return [names, *sorted(rows)]
 
 
+def differences(one: list[list[str]], other: list[list[str]]) -> list[str]:
+    """Every line in which two tables differ."""
+    differing = [f"{a} | {b}" for a, b in zip(one, other, strict=False) if a != b]
+    if len(one) != len(other):
+        differing.append(f"{len(one)} lines | {len(other)} lines")
+    return differing
+
+
 def run(sweep: Sweep) -> float:
     """Runs a sweep to its end; the seconds that took, which HOME/seconds.txt keeps. Raises
     RuntimeError with the end of its log where it fails.
@@ -122,11 +130,7 @@ def compared(
     print(f"undisturbed: {points} points in {seconds:.0f} s", flush=True)
     killed = disturb(broken, kills, points, seconds / (kills + 1), chance)
     print(f"the last run: {run(broken):.0f} s, {broken.points()} points", flush=True)
-    one, other = table(whole), table(broken)
-    differing = [f"{a} | {b}" for a, b in zip(one, other, strict=False) if a != b]
-    if len(one) != len(other):
-        differing.append(f"{len(one)} lines | {len(other)} lines")
-    return killed, differing
+    return killed, differences(table(whole), table(broken))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
