@@ -1,0 +1,82 @@
+"""The offline counterparts of the published tables at a glance: a line per base, task and setting.
+
+    python -m paper_figures.counterparts [CSV ...]
+
+Prints Markdown: what the trained adapter gains, and the share of it that each code keeps, in %,
+with the bytes of its files (those of a trained head left out). Without a CSV all of
+data/offline_*.csv. What else was measured stands in tables/NAME.md and .tex.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from paper_figures import program, tables
+from paper_figures import rows as results
+
+Point = Mapping[str, Any]
+
+
+def _paper(kind: str, size: int) -> Callable[[Point], bool]:
+    """The paper's form with all coefficients of so many vectors; of singular ones with the paper's
+    kind of perturbation."""
+    return lambda p: (
+        p["codec"] == "solar" and p.get("basis") == kind and p.get("N") == size
+        and p.get("keep") is None and p.get("eps") == (0.1 if kind == "singular" else 0)
+    )  # fmt: skip
+
+
+# Heading -> which points it is about; where several are, each is told.
+CODES: dict[str, Callable[[Point], bool]] = {
+    "compact": lambda p: p["codec"] == "compact",
+    "weights": lambda p: p["codec"] == "weights",
+    "2-bit, rank 1": lambda p: p["label"] == "2-bit, rank 1",
+    "1-bit, rank 1": lambda p: p["label"] == "1-bit, rank 1",
+    "paper, N = 48": _paper("singular", 48),
+    "paper, N = 192": _paper("singular", 192),
+    "random, N = 192": _paper("random", 192),
+}
+
+
+def share(point: Point) -> str:
+    """What it keeps, in per cent, and in how many bytes."""
+    kept = tables.cell(point, tables.Column("retained", ".0f", 100))
+    size = point["without_head"] or point["bytes"]
+    return f"{kept} in {size:,.0f}"
+
+
+def line(panel: results.Panel) -> str:
+    """A line of the table."""
+    adapter = next(p for p in panel.points if p["codec"] == "float32")
+    scores = (tables.cell(adapter, tables.Column(f"score_{k}", ".3f")) for k in ("base", "adapter"))
+    cells = [panel.title, str(adapter["seeds"]), " to ".join(scores)]
+    for chosen in CODES.values():
+        own = sorted(filter(chosen, panel.points), key=lambda p: p["bytes"])
+        cells.append("; ".join(map(share, own)) or "-")
+    return tables.bar(*cells)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table. Raises ValueError where no row tells what its file retains."""
+    panels = results.panels(rows, lambda row: row.get("retained") is not None)
+    if not panels:
+        raise ValueError("no row has a retained gain: collect runs of compare")
+    head = ["base and task", "seeds", "score", *CODES]
+    return "\n".join([tables.bar(*head), tables.bar(*["---"] * len(head)), *map(line, panels)])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("csv", nargs="*")
+    given = parser.parse_args(arguments)
+    sources = given.csv or sorted(program.DATA.glob("offline_*.csv"))
+    try:
+        print(markdown([row for source in sources for row in results.read(source)]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
