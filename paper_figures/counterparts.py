@@ -1,4 +1,5 @@
-"""The offline counterparts of the published tables at a glance: a line per base, task and setting.
+"""The offline counterparts of the published tables at a glance: a line per table, base, task and
+setting.
 
     python -m paper_figures.counterparts [CSV ...]
 
@@ -8,8 +9,10 @@ data/offline_*.csv. What else was measured stands in tables/NAME.md and .tex.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from paper_figures import program, tables
@@ -46,24 +49,30 @@ def share(point: Point) -> str:
     return f"{kept} in {size:,.0f}"
 
 
-def line(panel: results.Panel) -> str:
-    """A line of the table."""
+def line(name: str, panel: results.Panel) -> str:
+    """A line of the table; `name` is that of the CSV."""
     adapter = next(p for p in panel.points if p["codec"] == "float32")
     scores = (tables.cell(adapter, tables.Column(f"score_{k}", ".3f")) for k in ("base", "adapter"))
-    cells = [panel.title, str(adapter["seeds"]), " to ".join(scores)]
+    link = f"[{name.removeprefix('offline_')}](paper_figures/tables/{name}.md)"
+    cells = [link, panel.title, str(adapter["seeds"]), " to ".join(scores)]
     for chosen in CODES.values():
         own = sorted(filter(chosen, panel.points), key=lambda p: p["bytes"])
         cells.append("; ".join(map(share, own)) or "-")
     return tables.bar(*cells)
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table. Raises ValueError where no row tells what its file retains."""
-    panels = results.panels(rows, lambda row: row.get("retained") is not None)
-    if not panels:
+def markdown(sources: Iterable[str | os.PathLike]) -> str:
+    """The table of some CSV files. Raises ValueError where a row of none tells what its file
+    retains."""
+    lines = [
+        line(Path(source).stem, panel)
+        for source in sources
+        for panel in results.panels(results.read(source), lambda r: r.get("retained") is not None)
+    ]
+    if not lines:
         raise ValueError("no row has a retained gain: collect runs of compare")
-    head = ["base and task", "seeds", "score", *CODES]
-    return "\n".join([tables.bar(*head), tables.bar(*["---"] * len(head)), *map(line, panels)])
+    head = ["table", "base and task", "seeds", "score", *CODES]
+    return "\n".join([tables.bar(*head), tables.bar(*["---"] * len(head)), *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     sources = given.csv or sorted(program.DATA.glob("offline_*.csv"))
     try:
-        print(markdown([row for source in sources for row in results.read(source)]))
+        print(markdown(sources))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

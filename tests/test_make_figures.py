@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import collect
 from paper_figures import (
     accuracy_vs_bytes,
     basis_size,
@@ -278,22 +279,24 @@ def test_the_tables_in_the_readme_are_the_committed_ones():
     budgets = sorted((FOLDER / "data").glob("*_budgets*.csv"))
     assert retained.markdown([row for path in budgets for row in rows.read(path)]) in readme
     offline = sorted((FOLDER / "data").glob("offline_*.csv"))
-    assert counterparts.markdown([row for path in offline for row in rows.read(path)]) in readme
+    assert counterparts.markdown(offline) in readme
 
 
-def test_a_counterpart_tells_what_each_code_keeps_and_its_bytes_without_the_head():
-    found = counterparts.markdown(grid(sizes=(48, 192))).splitlines()
+def test_a_counterpart_tells_what_each_code_keeps_and_its_bytes_without_the_head(tmp_path):
+    path = collect.write_csv(grid(sizes=(48, 192)), tmp_path / "offline_words.csv")
+    found = counterparts.markdown([path]).splitlines()
     cells = [cell.strip() for cell in found[2].strip("|").split("|")]
     told = dict(zip((c.strip() for c in found[0].strip("|").split("|")), cells, strict=True))
     assert len(found) == 3
     assert told == {
+        "table": "[words](paper_figures/tables/offline_words.md)",
         "base and task": "tiny_base, words", "seeds": "3", "score": "0.600 to 0.900",
         "compact": "93 in 860", "weights": "-", "2-bit, rank 1": "-", "1-bit, rank 1": "67 in 860",
         "paper, N = 48": "107 ± 3 in 4,760", "paper, N = 192": "407 ± 3 in 19,160",
         "random, N = 192": "-",
     }  # fmt: skip
     with pytest.raises(ValueError, match="no row has a retained gain"):
-        counterparts.markdown([{"codec": "none"}])
+        counterparts.markdown([])
 
 
 def test_what_is_retained_stands_beside_what_no_more_bytes_retain():
