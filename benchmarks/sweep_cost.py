@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sweep_kill import Sweep, environment, run
+from benchmarks.sweep_kill import Sweep, environment, finished
 from solar import evaluate, record
 from solar.compilation import cache_compilations
 
@@ -80,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="+", help="the sweep, as for experiments.compare")
     given = parser.parse_args(arguments)
     home = (given.home or Path(tempfile.mkdtemp(prefix="sweep-cost-"))).resolve()
-    kept = home / "seconds.txt"
-    wall = float(kept.read_text()) if kept.is_file() else run(Sweep(home, tuple(given.overrides)))
+    wall = finished(Sweep(home, tuple(given.overrides)))
     os.environ["SOLAR_CACHE"] = environment(home)["SOLAR_CACHE"]
     points = records(home)
     told, count = split(wall, points)

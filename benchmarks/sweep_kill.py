@@ -88,6 +88,11 @@ def differences(one: list[list[str]], other: list[list[str]]) -> list[str]:
     return differing
 
 
+def show(differing: Sequence[str]) -> None:
+    """Prints the first lines that differ."""
+    print("\n".join(differing[:20]), end="\n" if differing else "")
+
+
 def run(sweep: Sweep) -> float:
     """Runs a sweep to its end; the seconds that took, which HOME/seconds.txt keeps. Raises
     RuntimeError with the end of its log where it fails.
@@ -98,6 +103,12 @@ def run(sweep: Sweep) -> float:
     seconds = time.monotonic() - start
     (sweep.home / "seconds.txt").write_text(f"{seconds}\n")
     return seconds
+
+
+def finished(sweep: Sweep) -> float:
+    """The seconds that a sweep took; run where HOME has none."""
+    kept = sweep.home / "seconds.txt"
+    return float(kept.read_text()) if kept.is_file() else run(sweep)
 
 
 def disturb(sweep: Sweep, kills: int, points: int, most_s: float, chance: random.Random) -> int:
@@ -147,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.overrides, home.resolve(), given.kills, random.Random(given.seed)
     )
     print(f"killed {killed} times; {len(differing)} lines differ ({home})")
-    print("\n".join(differing[:20]), end="\n" if differing else "")
+    show(differing)
     raise SystemExit(bool(differing) or killed < given.kills)
 
 

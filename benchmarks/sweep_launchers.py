@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.sweep_kill import Sweep, differences, run, table
+from benchmarks.sweep_kill import Sweep, differences, finished, show, table
 
 LAUNCHERS = ("basic", "joblib", "submitit_local", "ray_local")
 
@@ -30,15 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first, failed = None, False
     for launcher in given.launchers.split(","):
         sweep = Sweep(home / launcher, (*given.overrides, f"launcher={launcher}"))
-        done = sweep.home / "seconds.txt"
-        seconds = float(done.read_text()) if done.exists() else run(sweep)
+        seconds = finished(sweep)
         found = table(sweep)
         first = first or found
         differing = differences(first, found)
         failed |= bool(differing)
         print(f"{launcher}: {len(found) - 1} rows of {sweep.points()} points in {seconds:.0f} s, "
               f"{len(differing)} lines differ", flush=True)  # fmt: skip
-        print("\n".join(differing[:20]), end="\n" if differing else "")
+        show(differing)
     raise SystemExit(failed)
 
 

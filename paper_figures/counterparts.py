@@ -10,7 +10,6 @@ data/offline_*.csv. What else was measured stands in tables/NAME.md and .tex.
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,10 @@ def share(point: Point) -> str:
 
 def line(name: str, panel: results.Panel) -> str:
     """A line of the table; `name` is that of the CSV."""
-    adapter = next(p for p in panel.points if p["codec"] == "float32")
-    scores = (tables.cell(adapter, tables.Column(f"score_{k}", ".3f")) for k in ("base", "adapter"))
+    seeds = max(point["seeds"] for point in panel.points)
+    scores = [tables.reference(panel.points, name) or "-" for name in ("base", "adapter")]
     link = f"[{name.removeprefix('offline_')}](paper_figures/tables/{name}.md)"
-    cells = [link, panel.title, str(adapter["seeds"]), " to ".join(scores)]
+    cells = [link, panel.title, str(seeds), " to ".join(scores)]
     for chosen in CODES.values():
         own = sorted(filter(chosen, panel.points), key=lambda p: p["bytes"])
         cells.append("; ".join(map(share, own)) or "-")
@@ -80,11 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("csv", nargs="*")
     given = parser.parse_args(arguments)
     sources = given.csv or sorted(program.DATA.glob("offline_*.csv"))
-    try:
+    with program.mistakes():
         print(markdown(sources))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -3,13 +3,24 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from paper_figures import rows
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
+
+
+@contextmanager
+def mistakes() -> Iterator[None]:
+    """A ValueError inside is one line on stderr and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def command(
@@ -39,11 +50,8 @@ def command(
         source, folder = given.pop("csv"), given.pop("out")
         if named_after_csv:
             given["name"] = Path(source).stem
-        try:
+        with mistakes():
             paths = draw(rows.read(source), folder, **given)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
         print("\n".join(map(str, paths)))
 
     return main

@@ -8,7 +8,6 @@ file of a panel carries alike, are left out. Error bars are the standard deviati
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,12 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", action="store_true", help="print a table, draw nothing")
     given = parser.parse_args(arguments)
     sources = given.csv or sorted(program.DATA.glob("*_budgets*.csv"))
-    try:
+    with program.mistakes():
         rows = [row for source in sources for row in results.read(source)]
         found = [markdown(rows)] if given.markdown else draw(rows, given.out)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print("\n".join(map(str, found)))
 
 

@@ -5,7 +5,7 @@ Takes tidy rows (`experiments.collect` describes them). `latex.py` sets the same
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +93,14 @@ def label(point: Point) -> str:
     return str(point.get("label") or point.get("codec"))
 
 
+def reference(points: Sequence[Point], name: str) -> str | None:
+    """The score of the `base` or of the `adapter`; None where no row has it. Every row repeats that
+    of its seed, so a point with all seeds has their mean."""
+    full = max(points, key=lambda point: point["seeds"])
+    column = Column(f"score_{name}", ".3f")
+    return None if mean(full, column) is None else cell(full, column)
+
+
 def parts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Point]]]:
     """Title and points for each base, task and configuration."""
     found = []
@@ -104,10 +112,9 @@ def parts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Point]]]:
         if places.count(place) > 1 and own[0].get("adapter"):
             facts.append(str(own[0]["adapter"]))
         for name in ("base", "adapter"):
-            # Every row repeats the score of its seed, so a point with all seeds has their mean.
-            full = next(p for p in points if p["seeds"] == seeds)
-            if full.get(f"score_{name}") is not None:
-                facts.append(f"{name} {cell(full, Column(f'score_{name}', '.3f'))}")
+            score = reference(points, name)
+            if score is not None:
+                facts.append(f"{name} {score}")
         facts.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
         found.append((", ".join(facts), points))
     return found
