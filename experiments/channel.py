@@ -1,8 +1,9 @@
 """Adapters that were trained on through the channel, at each budget in bytes: their packets.
 
 A node of `codec.channel` says what is learnt: `labels`, the task's own loss (rows `aware`), or
-`adapter`, what the finished adapter answers on the training inputs, of which no label is used. The
-file is kept in the cache beside the adapter that it goes on from.
+`adapter`, what the finished adapter answers on the training inputs, of which no label is used, or
+where `inputs` are `own` on those that need no data (solar/channel.py). The file is kept in the
+cache beside the adapter that it goes on from.
 """
 
 import json
@@ -29,6 +30,7 @@ from solar.record import identity
 from solar.tasks.task import Task
 
 LEARNS = ("labels", "adapter")
+INPUTS = ("task", "own")
 FILE = "sent.solar"
 SENDER = 2  # to be raised where the codec sends another file of the same factors
 TRAINING = ("steps", "batch_size", "learning_rate", "schedule", "warmup")  # what a node may set
@@ -53,9 +55,16 @@ def encoded(
         if learns not in LEARNS:
             raise SolarError(f"codec.channel.{name} learns {learns!r}; use {' or '.join(LEARNS)}")
         task = setup.task
+        if (inputs := node.get("inputs", "task")) not in INPUTS:
+            raise SolarError(f"codec.channel.{name}: inputs {inputs!r}; use {' or '.join(INPUTS)}")
+        if learns == "labels" and inputs == "own":
+            raise SolarError(f"codec.channel.{name}: own inputs have no labels; learn the adapter")
         if learns == "adapter":
             own = {**config["train"], **node}
-            task = matching(setup.base, task, adapter, most=own["steps"] * own["batch_size"])
+            most = own["steps"] * own["batch_size"]
+            if inputs == "own":
+                task = channel.own_inputs(setup.base, most)
+            task = matching(setup.base, task, adapter, most=most)
         for size in progress(node["budgets"], name, console=Console(stderr=True)):
             coded = _coded(config, node, size, setup, task, (home.name, start), weights)
             text = f"{name}, {size:,} bytes" + (" and the head" if adapter.heads else "")

@@ -22,6 +22,7 @@ PAPER_EPS = 0.1
 # Nearly 1 is what keeps more of the gain on real adapters (docs/lab-notes.md). At 1 the leading
 # components of all layers are worth alike, and a budget that has no room for all sends none.
 RELATIVE = 0.98
+OWN = "own"  # calibration that needs no data
 EMPTY = 256  # bytes that a file without any update may need
 
 
@@ -62,7 +63,9 @@ def compress(
     of the whole file, trained heads included; None gives the update a 64th of the adapter's file.
     preset: `paper`, `weights` (setting_for) or `compact`, the default: errors count as the base's
     own activations see them (codec/activation.py), by the frames file `frames`, by default the one
-    in the cache, which is made first where there is none. head_dtype: float16, float32 or int8.
+    in the cache, which is made first where there is none. calibration, of compact only: inputs
+    without labels (channel.unlabelled), or `own` for what the base writes itself (own_inputs): the
+    file is trained to answer them as the adapter does. head_dtype: float16, float32 or int8.
     watch(iterable, length, what) may show progress.
 
     Returns the record of the encoding: `bytes` by part, `relative_error` and its `bound` over all
@@ -118,7 +121,10 @@ def _calibrated(plain, code, base, read, known, frames, data, common, seed):
     from solar.weights.base import load
 
     model = load(base, num_labels=_labels(read.heads))
-    task = channel.unlabelled(model, data)
+    if str(data) == OWN:
+        task = channel.own_inputs(model, channel.STEPS * channel.TOGETHER, seed)
+    else:
+        task = channel.unlabelled(model, data)
     start = channel.Start(read, known, frames, container.listed(known, common["usual_names"]))
     room = common["budget_bytes"] - _head_bytes(read.heads, common["head_dtype"])
     own, decided = channel.calibrated(model, start, task, room, seed)

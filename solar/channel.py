@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solar import train
+from solar import moments, train
 from solar.adapters import aware
 from solar.adapters.adapter import Adapter
 from solar.adapters.aware import AwareConfig
@@ -92,6 +92,22 @@ def unlabelled(base: Base, data: str | Path) -> Task:
         train_split, objective = _lines(base, path), "next_token"
     identity = identity_of({"train": train_split})
     return Task("calibration", objective, train_split, {}, {}, identity=identity)
+
+
+def own_inputs(base: Base, count: int, seed: int = 0) -> Task:
+    """A task of inputs alone that need no data: what a language model writes itself, or for an
+    image model handwritten digits, of which there are 1,797 (moments.py)."""
+    if base.family == "vit":
+        pixels = moments.digits(base, count, seed)
+        split = {"pixels": pixels, "label": np.zeros(len(pixels), np.int32)}
+        objective = "image_class"
+    else:
+        tokens = moments.written(base, count, seed)
+        target = np.ones(tokens.shape, bool)
+        target[:, 0] = False
+        split = {"tokens": tokens, "mask": np.ones_like(target), "target_mask": target}
+        objective = "next_token"
+    return Task("own inputs", objective, split, {}, {}, identity=identity_of({"train": split}))
 
 
 def _lines(base: Base, path: Path) -> dict[str, np.ndarray]:

@@ -15,7 +15,10 @@ from solar.errors import SolarError
 
 BASE = "a model directory, a GGUF file, a hub id, or pip:NAME==VERSION"
 FRAMES = "frames of the base, by default those in the cache"
-CALIBRATION = "inputs without labels, a text file with one a line or a folder of images"
+CALIBRATION = (
+    "inputs without labels, a text file with one a line or a folder of images; "
+    "own: what the base writes itself, or for an image model handwritten digits"
+)
 SHOWN_LAYERS = 3
 ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 

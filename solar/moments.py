@@ -70,33 +70,39 @@ def frames_of(
 def own_batches(base: Base, seed: int) -> tuple[Iterator[dict], dict[str, Any]]:
     """What the base is run on where nothing is given, and what to call it."""
     if base.family == "vit":
-        return _digits(base, seed), {"images": "scikit-learn digits", "seed": seed, "n": IMAGES}
-    return _written(base, seed), {"text": "its own", "seed": seed, "tokens": PASSAGES * TOKENS}
+        pixels = digits(base, IMAGES, seed)
+        about = {"images": "scikit-learn digits", "seed": seed, "n": IMAGES}
+        return ({"pixels": pixels[at : at + TOGETHER]} for at in range(0, IMAGES, TOGETHER)), about
+    tokens = written(base, PASSAGES, seed)
+    parts = (tokens[at : at + TOGETHER] for at in range(0, PASSAGES, TOGETHER))
+    about = {"text": "its own", "seed": seed, "tokens": PASSAGES * TOKENS}
+    return ({"tokens": part, "mask": np.ones(part.shape, bool)} for part in parts), about
 
 
-def _written(base: Base, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    drawn = np.random.Generator(np.random.PCG64(seed))
-    first = drawn.integers(0, base.config.vocab_size, (PASSAGES, 1)).tolist()
-    rest = generate(base, first, TOKENS - 1, temperature=1.0, seed=seed)
-    tokens = np.array([a + b for a, b in zip(first, rest, strict=True)], np.int32)
-    for at in range(0, PASSAGES, TOGETHER):
-        part = tokens[at : at + TOGETHER]
-        yield {"tokens": part, "mask": np.ones(part.shape, bool)}
+def written(base: Base, count: int, seed: int) -> np.ndarray:
+    """Passages that a language model writes itself, int32 (count, TOKENS), each begun with a token
+    drawn at random."""
+    drawn, parts = np.random.Generator(np.random.PCG64(seed)), []
+    for at in range(0, count, PASSAGES):
+        first = drawn.integers(0, base.config.vocab_size, (min(PASSAGES, count - at), 1)).tolist()
+        rest = generate(base, first, TOKENS - 1, temperature=1.0, seed=seed + at)
+        parts += [a + b for a, b in zip(first, rest, strict=True)]
+    return np.array(parts, np.int32)
 
 
-def _digits(base: Base, seed: int) -> Iterator[dict[str, np.ndarray]]:
+def digits(base: Base, count: int, seed: int) -> np.ndarray:
+    """Handwritten digits of scikit-learn, uint8 (count, size, size, 3) as the base takes them; all
+    1,797 where more are asked for."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
     drawn = np.random.Generator(np.random.PCG64(seed))
     images = load_digits().images
     size = (base.config.image_size,) * 2
-    pixels = np.stack([
+    return np.stack([
         np.asarray(Image.fromarray(np.uint8(15 * images[i])).convert("RGB").resize(size, 2))
-        for i in drawn.choice(len(images), IMAGES, replace=False)
+        for i in drawn.choice(len(images), min(count, len(images)), replace=False)
     ])  # fmt: skip
-    for at in range(0, IMAGES, TOGETHER):
-        yield {"pixels": pixels[at : at + TOGETHER]}
 
 
 def image_size(config: Any) -> int:

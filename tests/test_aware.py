@@ -158,9 +158,14 @@ def test_turns_leave_the_update_as_it_is(given, done):
 
 
 def test_a_run_has_rows_of_what_went_through_the_channel(home, monkeypatch):  # noqa: F811
-    nodes = ["labels", "adapter"]
+    nodes = {
+        "labels": "learns: labels",
+        "adapter": "learns: adapter",
+        "refit": "learns: adapter, inputs: own",
+    }
     given = [
-        f"+codec.channel.{name}={{learns: {name}, budgets: [700], steps: 3}}" for name in nodes
+        f"+codec.channel.{name}={{{learns}, budgets: [700], steps: 3}}"
+        for name, learns in nodes.items()
     ]
     model = ["model=tiny-gpt2", "task=movie_snippets"]
     assert run(monkeypatch, *SMALL, *model, "name=channel", *given) == 0
@@ -170,7 +175,7 @@ def test_a_run_has_rows_of_what_went_through_the_channel(home, monkeypatch):  # 
         assert rows[name]["label"] == f"{name}, 700 bytes" and rows[name]["bytes"] <= 700
         assert np.isfinite(rows[name]["loss"])
     trained = list((home / "cache" / "adapters").glob("*/training.json"))
-    assert sum("channel" in json.loads(path.read_text()) for path in trained) == 2
+    assert sum("channel" in json.loads(path.read_text()) for path in trained) == 3
 
     def never(*_):
         raise AssertionError("a file that is in the cache is not trained again")
@@ -183,7 +188,14 @@ def test_a_run_has_rows_of_what_went_through_the_channel(home, monkeypatch):  # 
 
 
 def test_a_node_that_learns_something_else_is_refused(home, monkeypatch, capsys):  # noqa: F811
-    node = "+codec.channel.odd={learns: nothing, budgets: [700]}"
     model = ["model=tiny-gpt2", "task=movie_snippets"]
-    assert run(monkeypatch, *SMALL, *model, "name=odd", node) == 2
-    assert "learns 'nothing'" in capsys.readouterr().err
+    for number, (node, says) in enumerate(
+        {
+            "learns: nothing": "learns 'nothing'",
+            "learns: adapter, inputs: odd": "inputs 'odd'",
+            "learns: labels, inputs: own": "have no labels",
+        }.items()
+    ):
+        given = f"+codec.channel.odd={{{node}, budgets: [700]}}"
+        assert run(monkeypatch, *SMALL, *model, f"name=odd{number}", given) == 2
+        assert says in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from solar import channel, cli
+from solar import channel, cli, moments
 from solar.adapters import peft_io
 from solar.adapters.adapter import Adapter
 from solar.codec.factors import canonical
@@ -66,6 +66,29 @@ def test_a_text_file_brings_the_answers_nearer(tmp_path, monkeypatch, capsys, li
         for k, f in canonical(pairs).items()
     )  # fmt: skip
     assert own["relative_error"] == pytest.approx(np.sqrt(missed / total), rel=1e-3)
+
+
+def test_what_the_base_writes_itself_will_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
+    base, _ = adapter(tmp_path / "adapter", "llama")
+    given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:llama", "--budget-bytes", "330"]
+    given += ["--json", "--out", str(tmp_path / "own.solar"), "--calibration", "own"]
+    assert cli.main(given) == 0
+    found = json.loads(capsys.readouterr().out)
+    own = found["calibration"]
+    assert found["bytes"]["total"] <= 330
+    assert own["inputs"] == channel.STEPS * channel.TOGETHER
+    assert own["divergence"][1] < 0.95 * own["divergence"][0]
+
+
+def test_own_inputs_are_a_function_of_the_seed():
+    base = load("tiny:llama")
+    first, again, other = (channel.own_inputs(base, 20, seed) for seed in (0, 0, 1))
+    assert first.identity == again.identity != other.identity
+    assert first.train["tokens"].shape == (20, moments.TOKENS)
+    assert not first.train["target_mask"][:, 0].any() and first.train["target_mask"][:, 1:].all()
+    images = channel.own_inputs(load("tiny:vit", num_labels=3), 2000)
+    assert len(images.train["pixels"]) == 1797 and images.objective == "image_class"
 
 
 def test_the_answer_to_a_whole_line_counts(lines):
