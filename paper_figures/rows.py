@@ -34,7 +34,8 @@ USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
 _UNUSUAL = {"basis": "{} basis", "atoms": "{} atoms", "dtype": "{}"}
 
 PRESETS = ("compact", "weights")  # codecs that fill a budget: a line each, by their own names
-TRAINED = ("unlabelled", "aware")  # compact files that the adapter was trained on through
+# compact files that the adapter was trained on through: on no data, on inputs, on the task
+TRAINED = ("refit", "unlabelled", "aware")
 
 _NAMES = {
     "float32": "LoRA, float32",

@@ -39,6 +39,7 @@ SOLAR = (
 BASELINES = {
     "compact": {"color": VERMILLION, "marker": "D", "linestyle": "-", "markersize": 4.5},
     "weights": {"color": SKY, "marker": "d", "linestyle": "-", "markersize": 5.5},
+    "refit": {"color": WINE, "marker": ">", "linestyle": ":", "markersize": 5},
     "unlabelled": {"color": PURPLE, "marker": "v", "linestyle": "--", "markersize": 5},
     "aware": {"color": GREEN, "marker": "^", "linestyle": "-", "markersize": 5},
     "float32": {"color": BLACK, "marker": "*", "linestyle": "none", "markersize": 8},
