@@ -22,6 +22,7 @@ import argparse
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -205,7 +206,12 @@ def _once(
                 differing += any(row.get(k) != same.get(k) for k in ("bytes", "score"))
         if differing:
             left_out.append(f"{run}: {differing} of its rows were measured otherwise later")
-    return [row for run in sorted(chosen) for row in chosen[run]]
+    return [row for run in sorted(chosen, key=_by_number) for row in chosen[run]]
+
+
+def _by_number(run: Path) -> list[str | int]:
+    """A folder's place among others: `r=2` is before `r=16`."""
+    return [int(x) if i % 2 else x for i, x in enumerate(re.split(r"(\d+)", str(run)))]
 
 
 def _point(row: Mapping[str, Any]) -> tuple:

@@ -58,6 +58,16 @@ def test_a_sweep_with_a_folder_a_point_is_one_table(tmp_path):
     assert any("measured otherwise later" in line for line in left_out)
 
 
+def test_folders_stand_in_the_order_of_their_numbers(tmp_path):
+    for rank in (2, 16, 1):
+        own = record(points=[(16, 0.0, 0.5)])
+        own["config"]["rank"] = rank
+        own["rows"][0]["label"] = str(rank)
+        write(tmp_path / f"r={rank},seed=0" / "result.json", own)
+    rows = collect.gather([tmp_path]).rows
+    assert [row["label"] for row in rows if row["codec"] == "float32"] == ["1", "2", "16"]
+
+
 def test_parquet_has_the_same_types_whatever_the_runs_hold(tmp_path, capsys):
     write(tmp_path / "a" / "result.json", record())
     bare = record(1, [])
