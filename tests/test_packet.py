@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from solar.codec import container, packet, singular
+from solar.codec import container, packet, rank_table, singular
 from solar.codec.container import PacketError
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical, relative_error
 from solar.codec.heads import unpack_heads
 from solar.codec.recipe import Recipe, Setting
 from solar.errors import SolarError
+from tests.fuzz import mutate
 
 # Square layers share every compiled program between left and right.
 SQUARE = {"a.q": (24, 24), "a.v": (24, 24), "b.q": (24, 24), "b.v": (24, 24)}
@@ -288,7 +289,7 @@ def test_altered_packets_with_a_fitting_checksum(base, small):
         (4, b"\x02", "format version 2, this program reads 1"),
         (4, b"\x00", "no format version 0"),
         (5, b"\x63", "unknown to this program"),
-        (6, b"\x08", "flags 8, unknown"),
+        (6, b"\x10", "flags 16, unknown"),
         (8, b"\x00\x00", "another base"),
         (24, b"\x00\x00", "no layer"),
         (34, struct.pack("<Q", 2**62), "truncated"),
@@ -401,14 +402,34 @@ def test_hostile_heads():
 
 
 def test_rank_tables():
-    for ranks in ((4, 4, 4), (0, 1, 200), (16383, 0), (127, 128)):
-        table = container._pack_ranks(ranks)
-        assert container._unpack_ranks(table, len(ranks)) == ranks
-        assert len(table) <= 2 * len(ranks)
-    broken = ((b"\x80", 1), (b"\x80\x00", 1), (b"\x01\x02", 3), (b"\x01\x01", 2), (b"", 1))
-    for table, layers in broken:
-        with pytest.raises(PacketError):
-            container._unpack_ranks(table, layers)
+    rng = np.random.default_rng(0)
+    drawn = tuple(rng.integers(0, 4, 60).tolist())
+    some = (4, 4, 4), (0, 1, 200), (16383, 0), (127, 128), (0,) * 64 + (1,)
+    for ranks in (*some, drawn, drawn * 5):
+        table = rank_table.pack(ranks)
+        assert rank_table.unpack(table, len(ranks)) == ranks
+        assert len(table) == rank_table.length(ranks) <= 2 * len(ranks) + 2
+    assert rank_table.length(drawn) == 16
+    both = (b"\x80", 1), (b"\x80\x00", 1), (b"", 1)
+    # A digit too many, a largest rank that no layer has, ranks alike, too short, too long.
+    own = (b"\1\4", 2), (b"\2\1", 2), (b"\1\0", 2), (b"\1\3", 2), (b"\1\1", 9), (b"\1\1\0", 2)
+    older = (b"\x01\x02", 3), (b"\x01\x01", 2)
+    for unpack, broken in ((rank_table.unpack, own), (rank_table.unpack_varints, older)):
+        for table, layers in both + broken:
+            with pytest.raises(ValueError, match=r"number|ranks"):
+                unpack(table, layers)
+
+
+def test_files_with_the_older_rank_table_are_read(base, update):
+    """A varint a layer, as was written before the table of rank_table.py."""
+    data = encode(update | {"a.v": Factors(*(x[:, :1] for x in update["a.v"]))}, base).data
+    new = container.unpack(data)
+    assert len(set(new.ranks)) > 1
+    own = mutate.cut(data)
+    flags = own.fixed[3] & ~container.DIFFER
+    fixed = (*own.fixed[:3], flags, *own.fixed[4:])
+    older = mutate.join(own._replace(fixed=fixed, table=bytes(new.ranks)), data[-8:])
+    assert container.unpack(resign(older)) == new
 
 
 def test_input_that_does_not_fit_is_named(base, update):

@@ -4,12 +4,13 @@
     0       4      magic "SOLR"
     4       1      format version
     5       1      method (METHODS)
-    6       1      flags: 1 names listed, 2 names implied by the usual targets; 4 basis embedded
+    6       1      flags: 1 names listed, 2 names implied by the usual targets; 4 basis embedded;
+                   8 a layer table of ranks that differ (rank_table.py)
     7       1      length of the method's parameters (recipe, seed, basis checksum)
     8       16     first half of SHA-256 over names, shapes and exact bytes of the adapted weights
     24      2      number of layers
     26      4      length of names        (zlib, "\\n" between; 0 where implied)
-    30      4      length of layer table  (rank of every layer, varint; one varint where all agree)
+    30      4      length of layer table  (the rank of every layer; one varint where all agree)
     34      8      length of payload
     42      8      length of heads
     50      ...    parameters, names, table, payload, heads
@@ -29,18 +30,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from solar.codec import rank_table
 from solar.codec.factors import Factors
 from solar.errors import SolarError
 
 MAGIC = b"SOLR"
 VERSION = 1
 METHODS = ("solar", "float", "bits", "activation")  # the byte in the file is the index
-LISTED, IMPLIED, EMBEDDED = 1, 2, 4
+LISTED, IMPLIED, EMBEDDED, DIFFER = 1, 2, 4, 8
 FIXED = struct.Struct("<4sBBBB16sHIIQQ")
 CHECKSUM = 8
 MAX_NAME = 1024  # bytes in one name
 MAX_NAMES = 2**22  # bytes in all listed names, which a few kilobytes may unpack to
-MAX_RANK = 16383  # two varint bytes
 HASHERS = 2
 TOGETHER = 2**22  # bytes of weights that are hashed in one go, but for a weight that has more
 
@@ -198,32 +199,14 @@ def resolve(
 # ------------------------------------------------------------------------------------- the bytes
 
 
-def _varint(value: int) -> bytes:
-    return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])
-
-
-def _pack_ranks(ranks: tuple[int, ...]) -> bytes:
-    if len(set(ranks)) == 1:
-        return _varint(ranks[0])
-    return b"".join(map(_varint, ranks))
-
-
-def _unpack_ranks(data: bytes, layers: int) -> tuple[int, ...]:
-    ranks, i = [], 0
-    while i < len(data):
-        value = data[i]
-        if value & 128:
-            if i + 1 == len(data) or not 0 < data[i + 1] < 128:
-                raise PacketError("packet is altered: its layer table has a broken number")
-            value = value & 127 | data[i + 1] << 7
-            i += 1
-        ranks.append(value)
-        i += 1
-    if len(ranks) == 1:
-        return tuple(ranks * layers)
-    if len(ranks) != layers or len(set(ranks)) == 1:
-        raise PacketError(f"packet is altered: {len(ranks)} ranks for {layers} layers")
-    return tuple(ranks)
+def _unpack_ranks(data: bytes, layers: int, differ: bool) -> tuple[int, ...]:
+    try:
+        ranks = (rank_table.unpack if differ else rank_table.unpack_varints)(data, layers)
+    except ValueError as error:
+        raise PacketError(f"packet is altered: its layer table has {error}") from None
+    if differ and len(set(ranks)) == 1:
+        raise PacketError("packet is altered: its layer table contradicts its flags")
+    return ranks
 
 
 def _unpack_names(data: bytes, layers: int) -> tuple[str, ...]:
@@ -266,7 +249,7 @@ def _pack_names(names: tuple[str, ...] | None) -> bytes:
 def overhead(names: tuple[str, ...] | None, parameters: int) -> Callable[[tuple[int, ...]], int]:
     """The bytes of a file beside payload and heads, as a function of its ranks."""
     fixed = FIXED.size + parameters + len(_pack_names(names)) + CHECKSUM
-    return lambda ranks: fixed + len(_pack_ranks(ranks))
+    return lambda ranks: fixed + rank_table.length(ranks)
 
 
 def check_budget(budget_bytes: int, least: int, heads: int) -> None:
@@ -284,10 +267,13 @@ def pack(packet: Packet) -> bytes:
     """The file's bytes. Raises SolarError where something does not fit the format."""
     if not 0 < len(packet.ranks) < 2**16:
         raise SolarError(f"{len(packet.ranks)} adapted layers; a packet holds 1 to 65535")
-    if max(packet.ranks) > MAX_RANK:
-        raise SolarError(f"rank {max(packet.ranks)} exceeds {MAX_RANK}, the most a packet holds")
-    names, table = _pack_names(packet.names), _pack_ranks(packet.ranks)
+    if max(packet.ranks) > rank_table.MOST:
+        raise SolarError(
+            f"rank {max(packet.ranks)} exceeds {rank_table.MOST}, the most a packet holds"
+        )
+    names, table = _pack_names(packet.names), rank_table.pack(packet.ranks)
     flags = (IMPLIED if packet.names is None else LISTED) | (EMBEDDED if packet.embedded else 0)
+    flags |= DIFFER if len(set(packet.ranks)) > 1 else 0
     fixed = FIXED.pack(
         MAGIC, VERSION, METHODS.index(packet.method), flags,
         len(packet.parameters), packet.base_hash, len(packet.ranks),
@@ -326,7 +312,7 @@ def unpack(data: bytes) -> Packet:
         raise PacketError("packet is altered: its checksum does not match; fetch the file again")
     if method >= len(METHODS):
         raise PacketError(f"packet uses method {method}, unknown to this program; update solar")
-    names_as = flags & ~EMBEDDED
+    names_as = flags & ~(EMBEDDED | DIFFER)
     if names_as not in (LISTED, IMPLIED) or (flags & EMBEDDED and METHODS[method] != "solar"):
         raise PacketError(f"packet has flags {flags}, unknown to this program; update solar")
     if layers == 0:
@@ -341,7 +327,7 @@ def unpack(data: bytes) -> Packet:
     return Packet(
         METHODS[method], parameters, base_hash,
         None if names_as == IMPLIED else _unpack_names(names, layers),
-        _unpack_ranks(table, layers), payload, heads, bool(flags & EMBEDDED),
+        _unpack_ranks(table, layers, bool(flags & DIFFER)), payload, heads, bool(flags & EMBEDDED),
     )  # fmt: skip
 
 

@@ -26,8 +26,9 @@ from solar.codec import (
     solar,
 )
 from solar.codec.coefficients import Side, coded_sides, targets_of
-from solar.codec.container import MAX_RANK, Packet
+from solar.codec.container import Packet
 from solar.codec.frame_file import Frame, FramesFile
+from solar.codec.rank_table import MOST
 from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 
 from .campaign import MOST_MB, MOST_SECONDS, measured
@@ -157,7 +158,7 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         "names: 64 million zeros": names(bytes(2**26)),
         "names: one of 60 MB": names("\U0010ffff".encode() * 2**24),
         "ranks: 65,535 layers of rank 16,383": container.pack(
-            Packet("float", b"\0\0\0", known.hash, None, (MAX_RANK,) * 65535, b"", b"")
+            Packet("float", b"\0\0\0", known.hash, None, (MOST,) * 65535, b"", b"")
         ),
         "full rank of every layer from a coefficient each": sent(
             full, Setting(random, "matrix", keep=1, dtype="sign"), at_first

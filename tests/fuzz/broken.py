@@ -63,6 +63,12 @@ def _filled(seed: str, byte: bytes) -> bytes:
     return _body(seed, lambda payload: byte * len(payload))
 
 
+def _ranks(data: bytes, table: bytes) -> bytes:
+    """The packet with this table of ranks that differ."""
+    own = cut(data)
+    return _part(data, fixed=(*own.fixed[:3], own.fixed[3] | 8, *own.fixed[4:]), table=table)
+
+
 def _listed(data: bytes, text: bytes, layers: int) -> bytes:
     """The packet with `text` for its table of names."""
     own = cut(data)
@@ -96,7 +102,7 @@ def cases() -> dict[str, tuple[bytes, str]]:
         "newer": (_set(plain, "version", 2), "format version 2, this program reads 1"),
         "older": (_set(plain, "version", 0), "no format version 0"),
         "method": (_set(plain, "method", 200), "uses method 200, unknown"),
-        "flags": (_set(plain, "flags", 8), "flags 8, unknown"),
+        "flags": (_set(plain, "flags", 16), "flags 16, unknown"),
         "flags-none": (_set(plain, "flags", 0), "flags 0, unknown"),
         "flags-embedded-baseline": (_set(bits, "flags", 6), "flags 6, unknown"),
         "names-without": (_set(plain, "flags", 1), "layer names contradict its flags"),
@@ -122,6 +128,9 @@ def cases() -> dict[str, tuple[bytes, str]]:
         "ranks-count": (_part(plain, table=b"\1" * (layers - 1) + b"\2" * 2), "ranks for 4 layers"),
         "ranks-most": (_part(plain, table=b"\xff\x7f"), "rank 16383 of layer"),
         "ranks-other": (_part(plain, table=b"\4"), "altered"),
+        "ranks-alike": (_ranks(plain, b"\1\0"), "ranks that do not fit their largest"),
+        "ranks-beyond": (_ranks(plain, b"\1\x1f"), "a number that is no ranks"),
+        "ranks-one": (_ranks(plain, b"\1"), "layer table contradicts its flags"),
         "kind": (recipe["kind"], "a kind of basis unknown"),
         "selection": (recipe["selection"], "a kind of basis unknown"),
         "atoms": (recipe["atoms"], "a kind of basis unknown"),

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec import activation, checksum, profiled, solar
-from solar.codec.container import CHECKSUM, FIXED, MAGIC
+from solar.codec import activation, checksum, profiled, rank_table, solar
+from solar.codec.container import CHECKSUM, DIFFER, FIXED, MAGIC
 
 # Fields of the fixed header and of SOLAR's parameters behind it: name -> (offset, struct format).
 HEADER = {
@@ -209,8 +209,12 @@ def table(rng, data, _) -> Mutation:
     own = cut(data)
     layers = int(_pick(rng, (own.fixed[5], own.fixed[5], 1, 65535)))
     ranks = [_pick(rng, RANKS)] if rng.integers(2) else rng.choice(RANKS, min(layers, 999)).tolist()
-    packed = b"".join(bytes([r]) if r < 128 else bytes([r & 127 | 128, r >> 7]) for r in ranks)
-    own = own._replace(fixed=(*own.fixed[:5], layers), table=packed)
+    if rng.integers(2):
+        flags, packed = own.fixed[3] | DIFFER, rank_table.pack(ranks)
+    else:
+        flags = own.fixed[3] & ~DIFFER
+        packed = b"".join(bytes([r]) if r < 128 else bytes([r & 127 | 128, r >> 7]) for r in ranks)
+    own = own._replace(fixed=(*own.fixed[:3], flags, own.fixed[4], layers), table=packed)
     return "ranks", join(own, data[-CHECKSUM:])
 
 
