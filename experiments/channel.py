@@ -32,7 +32,7 @@ from solar.tasks.task import Task
 LEARNS = ("labels", "adapter")
 INPUTS = ("task", "own")
 FILE = "sent.solar"
-SENDER = 2  # to be raised where the codec sends another file of the same factors
+SENDER = 3  # to be raised where the codec sends another file of the same factors
 TRAINING = ("steps", "batch_size", "learning_rate", "schedule", "warmup")  # what a node may set
 
 
