@@ -136,7 +136,8 @@ def encode_all(
     yield "none", "base", {}, baselines.encode(nothing, weights, "float16", **common)
     console = Console(stderr=True)
     if "grids" in config["codec"]:
-        yield from encode_baselines(config["codec"]["baselines"], factors, weights, common)
+        if plain := config["codec"]["baselines"]:
+            yield from encode_baselines(plain, factors, weights, common)
         yield from encode_budgets(config, factors, setup, weights, common)
         yield from channel.encoded(config, setup, home)
     every = list(settings(config["codec"], config["seed"]))
