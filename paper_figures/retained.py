@@ -2,8 +2,9 @@
 
     python -m paper_figures.retained [CSV ...] [--out FOLDER] [--markdown]
 
-Without a CSV all of data/*_budgets*.csv. Bytes are those of the update: trained heads, which every
-file of a panel carries alike, are left out. Error bars are the standard deviation over seeds.
+Without a CSV all of data/*_budgets*.csv, and from the other files there the paper's form of the
+same adapters. Bytes are those of the update: trained heads, which every file of a panel carries
+alike, are left out. Error bars are the standard deviation over seeds.
 --markdown prints, for every file of `compact`, what the others keep in as many bytes.
 """
 
@@ -19,7 +20,26 @@ from paper_figures.accuracy_vs_bytes import on_curve, plot_line, scale_bytes, st
 ACROSS = 2
 LEAST, MOST = -0.25, 1.4  # the axis; a file that harms more has no marker
 NEAR = 0.6  # of the bytes of a file that one has to have that stands beside it in the table
+EPS = 0.1  # perturbation of the paper's form that is shown
 SKIPPED = ("float32",)  # four bytes a weight would push what matters to the left edge
+
+
+def paper_of(
+    rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of the paper's form among `others` that code the very adapters of `rows`, which base,
+    task, seed and the scores of both tell, as rows of the same panel; once each."""
+
+    def adapter(row: dict[str, Any]) -> tuple:
+        scores = (round(row.get(k) or 0, 9) for k in ("score_base", "score_adapter"))
+        return row["base"], row["task"], row["seed"], *scores
+
+    panel = {adapter(row): {k: row.get(k) for k in ("adapter", "group")} for row in rows}
+    found = {}
+    for row in others:
+        if results.on_grid(row) and row["eps"] == EPS and adapter(row) in panel:
+            found.setdefault((adapter(row), row["N"]), row | panel[adapter(row)])
+    return list(found.values())
 
 
 def panels_of(rows: Sequence[dict[str, Any]]) -> list[results.Panel]:
@@ -96,6 +116,8 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "retain
             here = [point for point in line if any(point is own for own in panel.points)]
             inside = [p for p in here if p["retained"] > LEAST]
             if inside:
+                if inside[0]["codec"] == "solar":
+                    label = "the paper's form"
                 legend[label] = plot_line(place, inside, "retained", look)
         scale_bytes(place, panel.points)
         place.axhline(1, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)
@@ -119,8 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", action="store_true", help="print a table, draw nothing")
     given = parser.parse_args(arguments)
     sources = given.csv or sorted(program.DATA.glob("*_budgets*.csv"))
+    others = [] if given.csv else sorted(set(program.DATA.glob("*.csv")) - set(sources))
     with program.mistakes():
         rows = [row for source in sources for row in results.read(source)]
+        rows += paper_of(rows, [row for source in others for row in results.read(source)])
         found = [markdown(rows)] if given.markdown else draw(rows, given.out)
     print("\n".join(map(str, found)))
 

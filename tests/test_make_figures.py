@@ -310,6 +310,20 @@ def test_what_is_retained_stands_beside_what_no_more_bytes_retain():
         assert cells[4:8] == ["-"] * 4
 
 
+def test_the_papers_form_of_the_same_adapters_stands_in_their_panel(monkeypatch, tmp_path):
+    own = [r | {"adapter": "r 4"} for r in grid() if r["codec"] != "solar"]
+    other = [r | {"group": "b"} for r in grid()]
+    found = retained.paper_of(own, other + other)
+    assert len(found) == 6 and {r["N"] for r in found} == {8, 32}
+    assert {(r["eps"], r["adapter"], r["group"]) for r in found} == {(0.1, "r 4", "a")}
+    assert len(retained.panels_of(own + found)) == 1
+    monkeypatch.setattr(style, "save", lambda figure, *_: figure)
+    legend = retained.draw(own + found, tmp_path).legends[0]
+    assert "the paper's form" in [text.get_text() for text in legend.get_texts()]
+    trained_otherwise = [r | {"score_adapter": 0.91} for r in other]
+    assert retained.paper_of(own, trained_otherwise) == []
+
+
 def test_what_was_trained_through_a_file_stands_beside_no_smaller_one():
     plain = [r for r in grid() if r["codec"] == "compact"][0]
     seeds = [r for r in grid() if r["label"] == plain["label"]]
