@@ -34,15 +34,16 @@ INPUTS = ("task", "own")
 FILE = "sent.solar"
 SENDER = 3  # to be raised where the codec sends another file of the same factors
 TRAINING = ("steps", "batch_size", "learning_rate", "schedule", "warmup")  # what a node may set
+KEYS = ("learns", "inputs", "budgets", "directions", "slope", *TRAINING)
 
 
 def encoded(
     config: Mapping[str, Any], setup: Setup, home: Path
 ) -> Iterator[tuple[str, str, dict[str, Any], Encoded]]:
     """Name of the node, label, row columns and packet of each budget of every node in
-    `codec.channel` that is not null. home: the PEFT directory of the adapter. Raises SolarError for
-    a node that learns something else."""
-    nodes = {k: v for k, v in (config["codec"].get("channel") or {}).items() if v}
+    `codec.channel` that is not null. home: the PEFT directory of the adapter. Raises SolarError as
+    `nodes_of` does."""
+    nodes = nodes_of(config)
     if not nodes:
         return
     adapter, weights = peft_io.read(home, setup.base), Weights(setup.base)
@@ -51,25 +52,46 @@ def encoded(
     listed = container.listed(known, usual_names(setup.base))
     start = channel.Start(adapter, known, frames, listed)
     for name, node in nodes.items():
-        learns = node.get("learns")
-        if learns not in LEARNS:
-            raise SolarError(f"codec.channel.{name} learns {learns!r}; use {' or '.join(LEARNS)}")
         task = setup.task
-        if (inputs := node.get("inputs", "task")) not in INPUTS:
-            raise SolarError(f"codec.channel.{name}: inputs {inputs!r}; use {' or '.join(INPUTS)}")
-        if learns == "labels" and inputs == "own":
-            raise SolarError(f"codec.channel.{name}: own inputs have no labels; learn the adapter")
-        if learns == "adapter":
+        if node["learns"] == "adapter":
             own = {**config["train"], **node}
             most = own["steps"] * own["batch_size"]
-            if inputs == "own":
-                task = channel.own_inputs(setup.base, most)
+            if node.get("inputs") == "own":
+                task = channel.own_inputs(setup.base, most)  # of one seed, as frames are
             task = matching(setup.base, task, adapter, most=most)
         for size in progress(node["budgets"], name, console=Console(stderr=True)):
             coded = _coded(config, node, size, setup, task, (home.name, start), weights)
             text = f"{name}, {size:,} bytes" + (" and the head" if adapter.heads else "")
             columns = {"basis": "activation", "atoms": "vector", "dtype": "entropy"}
             yield name, text, columns, coded
+
+
+def nodes_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The nodes of `codec.channel` that are not null. Raises SolarError for one that cannot be
+    meant: a key that is unknown is a setting that would be left out without a word."""
+    nodes = {k: v for k, v in (config["codec"].get("channel") or {}).items() if v is not None}
+    for name, node in nodes.items():
+        _check(f"codec.channel.{name}", node)
+    return nodes
+
+
+def _check(name: str, node: Any) -> None:
+    """Raises SolarError; the other settings of training are train.py's to judge."""
+    if not isinstance(node, Mapping):
+        raise SolarError(f"{name} is {node!r}; give a table with {', '.join(KEYS)}")
+    if unknown := sorted(map(str, node.keys() - set(KEYS))):
+        raise SolarError(f"{name} has no setting {unknown[0]!r}; use {', '.join(KEYS)}")
+    for key, options in (("learns", LEARNS), ("inputs", INPUTS)):
+        if (found := node.get(key, "task" if key == "inputs" else None)) not in options:
+            raise SolarError(f"{name}: {key} is {found!r}; use {' or '.join(options)}")
+    if node["learns"] == "labels" and node.get("inputs") == "own":
+        raise SolarError(f"{name}: own inputs have no labels; learn the adapter")
+    sizes = node.get("budgets")
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise SolarError(f"{name}: budgets is {sizes!r}; give a list of bytes")
+    for key in ("steps", "batch_size", "directions"):
+        if key in node and not (type(node[key]) is int and node[key] > 0):
+            raise SolarError(f"{name}: {key} is {node[key]!r}; give a number above 0")
 
 
 def _coded(

@@ -71,7 +71,7 @@ def shrink(config: dict) -> dict:
     if "grids" not in codec:
         return config | {"codec": codec | {"size": min(codec["size"], TINY_SIZE)}}
     codec["budgets"] = codec["budgets"][:1]
-    for node in filter(None, (codec.get("channel") or {}).values()):
+    for node in channel.nodes_of(config).values():
         node |= {"budgets": node["budgets"][:1], "steps": 2}
     for grid in codec["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
@@ -356,6 +356,7 @@ def program(config: DictConfig) -> float:
     cache_compilations()  # here, because a launcher's worker process starts here
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    channel.nodes_of(plain)  # before anything is trained
     result = compare(shrink(plain) if plain["tiny"] else plain, folder)
     if "grids" in plain["codec"]:
         table.show(tidy(result))

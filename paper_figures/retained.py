@@ -21,25 +21,36 @@ ACROSS = 2
 LEAST, MOST = -0.25, 1.4  # the axis; a file that harms more has no marker
 NEAR = 0.6  # of the bytes of a file that one has to have that stands beside it in the table
 EPS = 0.1  # perturbation of the paper's form that is shown
+RUN = ("base", "task", "adapter", "group", "seed")  # what tells one run from another
 SKIPPED = ("float32",)  # four bytes a weight would push what matters to the left edge
 
 
 def paper_of(
     rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of the paper's form among `others` that code the very adapters of `rows`, which base,
-    task, seed and the scores of both tell, as rows of the same panel; once each."""
-
-    def adapter(row: dict[str, Any]) -> tuple:
-        scores = (round(row.get(k) or 0, 9) for k in ("score_base", "score_adapter"))
-        return row["base"], row["task"], row["seed"], *scores
-
-    panel = {adapter(row): {k: row.get(k) for k in ("adapter", "group")} for row in rows}
-    found = {}
+    """Rows of the paper's form among `others` that code the very adapters of `rows`, as rows of the
+    same panel; once each."""
+    mine = {adapter: run for run, adapter in _adapters(rows).items()}
+    theirs, found = _adapters(others), {}
     for row in others:
-        if results.on_grid(row) and row["eps"] == EPS and adapter(row) in panel:
-            found.setdefault((adapter(row), row["N"]), row | panel[adapter(row)])
+        adapter = theirs.get(_run(row))
+        if results.on_grid(row) and row["eps"] == EPS and adapter in mine:
+            panel = dict(zip(RUN, mine[adapter], strict=True))
+            found.setdefault((adapter, row["N"]), row | panel)
     return list(found.values())
+
+
+def _run(row: dict[str, Any]) -> tuple:
+    return tuple(row.get(k) for k in RUN)
+
+
+def _adapters(rows: Sequence[dict[str, Any]]) -> dict[tuple, str]:
+    """The trained adapter of every run, by the folder that the cache has it in: its identity."""
+    return {
+        _run(row): row["packet"].rpartition("/")[2]
+        for row in rows
+        if row.get("codec") == "float32" and row.get("packet")
+    }
 
 
 def panels_of(rows: Sequence[dict[str, Any]]) -> list[results.Panel]:
@@ -116,7 +127,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "retain
             here = [point for point in line if any(point is own for own in panel.points)]
             inside = [p for p in here if p["retained"] > LEAST]
             if inside:
-                if inside[0]["codec"] == "solar":
+                if all(results.on_grid(p) and p["eps"] == EPS for p in inside):
                     label = "the paper's form"
                 legend[label] = plot_line(place, inside, "retained", look)
         scale_bytes(place, panel.points)

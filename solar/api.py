@@ -64,8 +64,9 @@ def compress(
     preset: `paper`, `weights` (setting_for) or `compact`, the default: errors count as the base's
     own activations see them (codec/activation.py), by the frames file `frames`, by default the one
     in the cache, which is made first where there is none. calibration, of compact only: inputs
-    without labels (channel.unlabelled), or `own` for what the base writes itself (own_inputs): the
-    file is trained to answer them as the adapter does. head_dtype: float16, float32 or int8.
+    without labels (channel.unlabelled), or the str `own` for what the base writes itself
+    (own_inputs): the file is trained to answer them as the adapter does, and is not taken where the
+    plain one does better on inputs held out. head_dtype: float16, float32 or int8.
     watch(iterable, length, what) may show progress.
 
     Returns the record of the encoding: `bytes` by part, `relative_error` and its `bound` over all
@@ -99,6 +100,11 @@ def compress(
         "watch": watch,
     }
     factors = canonical(read.pairs)
+    if calibration is not None and read.heads and weights.family != "vit":
+        raise SolarError(
+            f"the adapter brings {', '.join(sorted(read.heads))}; what it answers can be matched "
+            "with the base's own head only: leave --calibration out"
+        )
     if setting is None:
         known = container.identify(weights, factors, watch)
         found = for_base(frames, base, weights, known, watch)
@@ -115,25 +121,31 @@ def compress(
 
 
 def _calibrated(plain, code, base, read, known, frames, data, common, seed):
-    """Of `plain` and what was trained to answer `data` as the adapter does, the file that does."""
+    """Of `plain` and what was trained to answer `data` as the adapter does, the file that does, on
+    inputs that nothing was trained on."""
     from solar import channel
     from solar.codec.factors import canonical, relative_error
+    from solar.moments import image_size
     from solar.weights.base import load
 
     model = load(base, num_labels=_labels(read.heads))
-    if str(data) == OWN:
-        task = channel.own_inputs(model, channel.STEPS * channel.TOGETHER, seed)
+    if data == OWN:
+        size = {"image_size": image_size(model.config)} if model.family == "vit" else {}
+        model = load(base, num_labels=_labels(read.heads), **size) if size else model
+        task = channel.own_inputs(model, channel.STEPS * channel.TOGETHER + channel.MEASURED, seed)
     else:
         task = channel.unlabelled(model, data)
+    task, others = channel.parted(task, seed)
     start = channel.Start(read, known, frames, container.listed(known, common["usual_names"]))
     room = common["budget_bytes"] - _head_bytes(read.heads, common["head_dtype"])
     own, decided = channel.calibrated(model, start, task, room, seed)
     tuned = code(canonical(own.pairs), **common | {"heads": own.heads}, decided=decided)
     both = (plain.factors, read.heads), (tuned.factors, own.heads)
-    before, after = channel.divergence(model, read, task, both)
+    before, after = channel.divergence(model, read, others, both)
     found = tuned if after < before else plain
     found.report["calibration"] = {
-        "inputs": len(next(iter(task.train.values()))),
+        "inputs": channel.count(task),
+        "measured": channel.count(others),
         "divergence": [before, min(before, after)],
         # The figures of the encoding itself are those of what was coded.
         "relative_error": relative_error(canonical(read.pairs), found.factors),

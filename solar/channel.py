@@ -3,6 +3,7 @@ whoever sends it: on a task, or on nothing but inputs, to answer them as it did.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from solar.train import TrainConfig
 from solar.weights.base import Base
 
 STEPS, TOGETHER, RATE = 60, 16, 2e-2  # of the training that compress does
-MEASURED = 256  # inputs by which it is judged
+MEASURED = 256  # inputs by which it is judged, not trained on
 MOST_TOKENS = 128  # of a line of calibration text
 
 Heads = Mapping[str, np.ndarray]
@@ -108,6 +109,23 @@ def own_inputs(base: Base, count: int, seed: int = 0) -> Task:
         split = {"tokens": tokens, "mask": np.ones_like(target), "target_mask": target}
         objective = "next_token"
     return Task("own inputs", objective, split, {}, {}, identity=identity_of({"train": split}))
+
+
+def count(task: Task) -> int:
+    """How many inputs it has."""
+    return len(next(iter(task.train.values())))
+
+
+def parted(task: Task, seed: int = 0) -> tuple[Task, Task]:
+    """A task of inputs alone in two: those to train on and, a quarter but no more than MEASURED,
+    those to judge by. Of fewer than four inputs both parts have all."""
+    whole = count(task)
+    held = min(MEASURED, whole // 4)
+    order = np.random.default_rng(seed).permutation(whole)
+    parts = (order[held:], order[:held]) if held else (order, order)
+    cut = [{k: v[part] for k, v in task.train.items()} for part in parts]
+    first, second = (replace(task, train=own, identity=identity_of({"train": own})) for own in cut)
+    return first, second
 
 
 def _lines(base: Base, path: Path) -> dict[str, np.ndarray]:

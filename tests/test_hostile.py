@@ -61,6 +61,17 @@ def test_seeds_cover_what_the_codec_writes(bench):
     assert 0.5 < relative_error(truth, bench.seeds["sign"].factors) < 1
 
 
+def test_what_was_written_with_the_older_layer_table_still_decodes(bench):
+    """older/ranks.solar is what the commit 1960854 wrote for the seed `ranks`."""
+    data, now = (seeds.PACKETS.parent / "older" / "ranks.solar").read_bytes(), bench.seeds["ranks"]
+    assert data[6] != now.data[6] and len(data) == len(now.data) + 2
+    found = packet.decode(data, bench.weights, usual_names=bench.names)
+    assert found.header["ranks"] == packet.inspect(now.data)["ranks"]
+    for name, own in now.factors.items():
+        for one, other in zip(found.factors[name], own, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_short_campaign(bench):
     lines = []
     assert campaign.run(bench, 520, seed=1, every=13, say=lines.append) == []

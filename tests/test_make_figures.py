@@ -311,8 +311,13 @@ def test_what_is_retained_stands_beside_what_no_more_bytes_retain():
 
 
 def test_the_papers_form_of_the_same_adapters_stands_in_their_panel(monkeypatch, tmp_path):
+    def kept(rows, *adapters):
+        """Rows with the folders of their adapters, by seed."""
+        return [r | {"packet": f"a/{adapters[r['seed']]}"} for r in rows]
+
     own = [r | {"adapter": "r 4"} for r in grid() if r["codec"] != "solar"]
-    other = [r | {"group": "b"} for r in grid()]
+    own = kept(own, "x", "y", "z")
+    other = kept([r | {"group": "b"} for r in grid()], "x", "y", "z")
     found = retained.paper_of(own, other + other)
     assert len(found) == 6 and {r["N"] for r in found} == {8, 32}
     assert {(r["eps"], r["adapter"], r["group"]) for r in found} == {(0.1, "r 4", "a")}
@@ -320,8 +325,11 @@ def test_the_papers_form_of_the_same_adapters_stands_in_their_panel(monkeypatch,
     monkeypatch.setattr(style, "save", lambda figure, *_: figure)
     legend = retained.draw(own + found, tmp_path).legends[0]
     assert "the paper's form" in [text.get_text() for text in legend.get_texts()]
-    trained_otherwise = [r | {"score_adapter": 0.91} for r in other]
-    assert retained.paper_of(own, trained_otherwise) == []
+    # Another adapter with the same scores is another adapter, and other forms keep their names.
+    assert {r["seed"] for r in retained.paper_of(own, kept(other, "x", "w", "v"))} == {0}
+    legend = retained.draw(grid(), tmp_path).legends[0]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert "the paper's form" in names and "SOLAR, random basis" in " ".join(names)
 
 
 def test_what_was_trained_through_a_file_stands_beside_no_smaller_one():

@@ -409,11 +409,12 @@ def test_rank_tables():
         table = rank_table.pack(ranks)
         assert rank_table.unpack(table, len(ranks)) == ranks
         assert len(table) == rank_table.length(ranks) <= 2 * len(ranks) + 2
-    assert rank_table.length(drawn) == 16
+    assert rank_table.length(drawn) == 16 and rank_table.length((*drawn[:-1], 4)) == 19
+    assert rank_table.unpack_varints(b"\x01\xc8\x01", 2) == (1, 200)
     both = (b"\x80", 1), (b"\x80\x00", 1), (b"", 1)
     # A digit too many, a largest rank that no layer has, ranks alike, too short, too long.
     own = (b"\1\4", 2), (b"\2\1", 2), (b"\1\0", 2), (b"\1\3", 2), (b"\1\1", 9), (b"\1\1\0", 2)
-    older = (b"\x01\x02", 3), (b"\x01\x01", 2)
+    older = (b"\x01\x02", 3), (b"\x01\x01", 2), (b"\x01\x02\x03", 1)
     for unpack, broken in ((rank_table.unpack, own), (rank_table.unpack_varints, older)):
         for table, layers in both + broken:
             with pytest.raises(ValueError, match=r"number|ranks"):

@@ -5,12 +5,13 @@
     4       1      format version
     5       1      method (METHODS)
     6       1      flags: 1 names listed, 2 names implied by the usual targets; 4 basis embedded;
-                   8 a layer table of ranks that differ (rank_table.py)
+                   8 a layer table of ranks that differ (rank_table.py; without it one varint for
+                   all layers, or in files of before 2026-11-26 one a layer)
     7       1      length of the method's parameters (recipe, seed, basis checksum)
     8       16     first half of SHA-256 over names, shapes and exact bytes of the adapted weights
     24      2      number of layers
     26      4      length of names        (zlib, "\\n" between; 0 where implied)
-    30      4      length of layer table  (the rank of every layer; one varint where all agree)
+    30      4      length of layer table
     34      8      length of payload
     42      8      length of heads
     50      ...    parameters, names, table, payload, heads

@@ -4,8 +4,8 @@
     numbers    for 64 layers at a time, the last time for the rest: their ranks as the digits of one
                number to the base most + 1, lowest first, in as few bytes as hold all such numbers
 
-60 layers of rank 0 to 3 take 16 bytes. Files of before 2026-11-26 have a varint a layer instead.
-Broken tables raise ValueError.
+60 layers of rank 0 to 3 take 16 bytes, of rank 0 to 4 19. Files of before 2026-11-26 have a varint
+a layer instead. Broken tables raise ValueError.
 """
 
 from collections.abc import Sequence
@@ -59,6 +59,8 @@ def unpack(data: bytes, layers: int) -> tuple[int, ...]:
 
 def unpack_varints(data: bytes, layers: int) -> tuple[int, ...]:
     """The same of an older file: a varint a layer, or one where all are alike."""
+    if len(data) > 2 * layers:  # before a number is made of every byte
+        raise ValueError("ranks for more layers than there are")
     ranks, at = [], 0
     while at < len(data):
         rank, at = _read(data, at)

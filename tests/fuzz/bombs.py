@@ -139,6 +139,11 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         body = profiled.pack(own._replace(values=np.full(len(own.profiles), value)), dials)
         return packed_as(ranks, body)
 
+    def older_table(table: bytes) -> bytes:
+        own = cut(pack(ones, Setting(Recipe("random", 64), keep=1), b""))
+        fixed = (*own.fixed[:3], own.fixed[3] & ~container.DIFFER, *own.fixed[4:])
+        return sign(join(own._replace(fixed=fixed, table=table), bytes(8)))
+
     def at_first(side: Side) -> np.ndarray:
         return np.zeros(1, np.int64)
 
@@ -160,6 +165,7 @@ def bombs(known: container.Base, seen: FramesFile) -> dict[str, bytes]:
         "ranks: 65,535 layers of rank 16,383": container.pack(
             Packet("float", b"\0\0\0", known.hash, None, (MOST,) * 65535, b"", b"")
         ),
+        "ranks: a table of 16 million in the older form": older_table(bytes([1, 2]) * 2**23),
         "full rank of every layer from a coefficient each": sent(
             full, Setting(random, "matrix", keep=1, dtype="sign"), at_first
         ),
