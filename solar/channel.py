@@ -24,7 +24,7 @@ from solar.tasks.task import Task, identity_of
 from solar.train import TrainConfig
 from solar.weights.base import Base
 
-STEPS, TOGETHER, RATE = 60, 16, 2e-2  # of the training that compress does
+STEPS, TOGETHER, RATE = 80, 16, 2e-2  # of the training that compress does
 MEASURED = 256  # inputs by which it is judged, not trained on
 MOST_TOKENS = 128  # of a line of calibration text
 

@@ -90,7 +90,7 @@ def test_an_image_base_is_run_on_digits(tmp_path, monkeypatch, capsys):
     given += ["--json", "--out", str(tmp_path / "own.solar"), "--calibration", "own"]
     assert cli.main(given) == 0
     own = json.loads(capsys.readouterr().out)["calibration"]
-    assert (own["inputs"], own["measured"]) == (60 * 16, channel.MEASURED)
+    assert (own["inputs"], own["measured"]) == (80 * 16, channel.MEASURED)
     assert own["divergence"][1] <= own["divergence"][0]
 
 
