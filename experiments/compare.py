@@ -186,6 +186,7 @@ def encode_baselines(
 
 def compare(config: dict, folder: Path) -> dict[str, Any]:
     """Runs or resumes one comparison in ``folder`` and returns its record."""
+    channel.nodes_of(config)  # refused before a folder is claimed and anything trained
     own = record.identity({k: v for k, v in config.items() if k != "tracking"})
     claim(folder, own)
     if (folder / "result.json").is_file():
@@ -356,7 +357,6 @@ def program(config: DictConfig) -> float:
     cache_compilations()  # here, because a launcher's worker process starts here
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    channel.nodes_of(plain)  # before anything is trained
     result = compare(shrink(plain) if plain["tiny"] else plain, folder)
     if "grids" in plain["codec"]:
         table.show(tidy(result))

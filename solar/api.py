@@ -100,11 +100,10 @@ def compress(
         "watch": watch,
     }
     factors = canonical(read.pairs)
-    if calibration is not None and read.heads and weights.family != "vit":
-        raise SolarError(
-            f"the adapter brings {', '.join(sorted(read.heads))}; what it answers can be matched "
-            "with the base's own head only: leave --calibration out"
-        )
+    if calibration is not None:  # before anything is coded or run
+        from solar.matching import check_heads
+
+        check_heads(read, weights.family == "vit")
     if setting is None:
         known = container.identify(weights, factors, watch)
         found = for_base(frames, base, weights, known, watch)
@@ -125,15 +124,15 @@ def _calibrated(plain, code, base, read, known, frames, data, common, seed):
     inputs that nothing was trained on."""
     from solar import channel
     from solar.codec.factors import canonical, relative_error
-    from solar.moments import image_size
+    from solar.moments import load_small
     from solar.weights.base import load
 
-    model = load(base, num_labels=_labels(read.heads))
+    classes = _labels(read.heads)
     if data == OWN:
-        size = {"image_size": image_size(model.config)} if model.family == "vit" else {}
-        model = load(base, num_labels=_labels(read.heads), **size) if size else model
+        model = load_small(base, num_labels=classes)
         task = channel.own_inputs(model, channel.STEPS * channel.TOGETHER + channel.MEASURED, seed)
     else:
+        model = load(base, num_labels=classes)
         task = channel.unlabelled(model, data)
     task, others = channel.parted(task, seed)
     start = channel.Start(read, known, frames, container.listed(known, common["usual_names"]))

@@ -58,12 +58,9 @@ def made(spec: str, watch: Watch = unwatched) -> FramesFile:
     Raises SolarError where the base cannot be run here: an unknown architecture, no tokenizer.
     """
     from solar.evaluate import Weights
-    from solar.moments import frames_of, image_size
-    from solar.weights.base import load
+    from solar.moments import frames_of, load_small
 
-    base = load(spec)
-    if base.family == "vit" and image_size(base.config) != base.config.image_size:
-        base = load(spec, image_size=image_size(base.config))
+    base = load_small(spec)
     own = frames_of(base, watch=watch)
     keep(own, Weights(base))
     return own

@@ -16,19 +16,24 @@ from solar.weights.base import Base
 TOGETHER = 32  # examples in one batch
 
 
+def check_heads(own: Adapter, images: bool) -> None:
+    """Raises SolarError for an adapter that brings an output head of a language model: predictions
+    are compared before the base's own."""
+    if own.heads and not images:
+        raise SolarError(
+            f"the adapter brings {', '.join(sorted(own.heads))}; what it answers can be matched "
+            "with the base's own head only: leave calibration out"
+        )
+
+
 def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> Task:
     """`task` with the first `most` rows of its training split, of which every one has a `reference`
     and no label: float32 hidden states, or logits of an image model, where the base with `own`
     predicts something. Training then lowers the divergence from `own`'s predictions.
 
-    Raises SolarError for an adapter that brings an output head of a language model: predictions are
-    compared before the base's own.
+    Raises SolarError as `check_heads` does.
     """
-    if own.heads and task.objective != "image_class":
-        raise SolarError(
-            f"the adapter brings {', '.join(sorted(own.heads))}; what it answers can be matched "
-            "with the base's own head only"
-        )
+    check_heads(own, task.objective == "image_class")
     shape, aim = structure(base.config, own.ranks), aim_of(task, base)
     on_device = replace(base, params={k: jnp.asarray(v) for k, v in base.params.items()})
     rows = {k: v[:most] for k, v in task.train.items() if k != "label"}

@@ -26,7 +26,7 @@ from solar.evaluate import Weights
 from solar.generate import generate
 from solar.models.structure import assemble, find, structure
 from solar.objective import cross_entropy, project
-from solar.weights.base import Base
+from solar.weights.base import Base, load
 
 ROWS = 64  # directions in a frame
 PASSAGES, TOKENS = 256, 32  # that a language model writes
@@ -108,6 +108,14 @@ def digits(base: Base, count: int, seed: int) -> np.ndarray:
 def image_size(config: Any) -> int:
     """The image size at which an image model is run: smaller than its own, for speed."""
     return min(config.image_size, PATCHES * config.patch_size)
+
+
+def load_small(spec: str, **overrides: Any) -> Base:
+    """A base as `load` gives it, an image model at `image_size`: for what needs no detail."""
+    base = load(spec, **overrides)
+    if base.family == "vit" and image_size(base.config) != base.config.image_size:
+        base = load(spec, image_size=image_size(base.config), **overrides)
+    return base
 
 
 def _loss(model: Any, batch: dict[str, jax.Array]) -> jax.Array:

@@ -11,6 +11,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+from fuzz import mutate
 
 from solar.codec import container, packet, rank_table, singular
 from solar.codec.container import PacketError
@@ -19,7 +20,6 @@ from solar.codec.factors import Factors, canonical, relative_error
 from solar.codec.heads import unpack_heads
 from solar.codec.recipe import Recipe, Setting
 from solar.errors import SolarError
-from tests.fuzz import mutate
 
 # Square layers share every compiled program between left and right.
 SQUARE = {"a.q": (24, 24), "a.v": (24, 24), "b.q": (24, 24), "b.v": (24, 24)}
