@@ -19,6 +19,7 @@ from solar.codec.factors import Factors
 from solar.codec.frame_file import FramesFile
 from solar.errors import SolarError
 from solar.matching import matching
+from solar.pictures import pictures
 from solar.score import make_scorer
 from solar.tasks.task import Task, identity_of
 from solar.train import TrainConfig
@@ -96,11 +97,11 @@ def unlabelled(base: Base, data: str | Path) -> Task:
 
 
 def own_inputs(base: Base, count: int, seed: int = 0) -> Task:
-    """A task of inputs alone that need no data: what a language model writes itself, or for an
-    image model handwritten digits, of which there are 1,797 (moments.py)."""
+    """A task of inputs alone that need no data: what a language model writes itself (moments.py),
+    or pictures for an image model (pictures.py)."""
     if base.family == "vit":
-        pixels = moments.digits(base, count, seed)
-        split = {"pixels": pixels, "label": np.zeros(len(pixels), np.int32)}
+        pixels = pictures(count, base.config.image_size, seed)
+        split = {"pixels": pixels, "label": np.zeros(count, np.int32)}
         objective = "image_class"
     else:
         tokens = moments.written(base, count, seed)

