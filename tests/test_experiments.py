@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from experiments import compare, plot
@@ -45,6 +46,24 @@ def node(name: str, *overrides: str) -> dict:
         params = OmegaConf.to_container(swept) if swept else {}
         with_run = OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
         return OmegaConf.to_container(with_run, resolve=True) | {"hydra": params}
+
+
+def test_an_experiment_that_is_not_there_is_refused():
+    with pytest.raises(MissingConfigException, match="experiment/smollm2"):
+        node("smollm2")
+
+
+def test_experiments_that_texts_and_programs_name_are_there():
+    home = CONFIGS.parent
+    files = [home / "README.md", *home.glob("docs/*.md"), *home.glob("notebooks/*.ipynb")]
+    files += [*home.glob("benchmarks/*.py"), *home.glob("experiments/*.py")]
+    named = {
+        (file.name, name)
+        for file in files
+        for name in re.findall(r"experiment=([a-z]\w*)", file.read_text())
+    }
+    assert len(named) > 20
+    assert not {(file, name) for file, name in named if name not in EXPERIMENTS}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -21,6 +21,7 @@ from paper_figures import (
     counterparts,
     latex,
     layer_budget,
+    limits,
     parity,
     perturbation,
     retained,
@@ -280,6 +281,7 @@ def test_the_tables_in_the_readme_are_the_committed_ones():
     assert retained.markdown([row for path in budgets for row in rows.read(path)]) in readme
     offline = sorted((FOLDER / "data").glob("offline_*.csv"))
     assert counterparts.markdown(offline) in readme
+    assert limits.markdown(rows.read(FOLDER / "data" / "reach.csv")) in readme
 
 
 def test_a_counterpart_tells_what_each_code_keeps_and_its_bytes_without_the_head(tmp_path):

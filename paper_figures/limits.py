@@ -1,0 +1,61 @@
+"""What the codecs reach beside the rate-distortion limit, as a table.
+
+    python -m paper_figures.limits [CSV]
+
+Prints Markdown from the rows of `experiments.reach`, data/reach.csv unless another file is named:
+codes by name, files by size.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paper_figures import program, rows, tables
+
+ADAPTERS = {
+    "smollm2_sentiment": "SmolLM2, q and v, r = 4",
+    "offline_vit": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
+}
+HEAD = {
+    "adapter": "---", "code": "---", "bytes": "---:", "relative error": "---:",
+    "limit for that error, bytes": "---:", "payload / limit": "---:",
+}  # fmt: skip
+CODES = ("compact", "absolute weights", "weights")  # then the others as they come
+
+
+def _place(row: Mapping[str, Any]) -> tuple:
+    code = row["code"]
+    return CODES.index(code) if code in CODES else len(CODES), row["bytes"]
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """A line a file. Raises ValueError for a missing column."""
+    needed = ("adapter", "code", "bytes", "relative_error", "limit", "ratio")
+    if missing := [column for column in needed if not found or column not in found[0]]:
+        raise ValueError(f"rows lack {', '.join(missing)}: make them with experiments.reach")
+    lines, before = [tables.bar(*HEAD), tables.bar(*HEAD.values())], None
+    for adapter in dict.fromkeys(row["adapter"] for row in found):
+        own = {  # a budget and an error may ask for one and the same file
+            (row["code"], row["bytes"]): row for row in found if row["adapter"] == adapter
+        }
+        for row in sorted(own.values(), key=_place):
+            name = ADAPTERS.get(adapter, adapter) if adapter != before else ""
+            before = adapter
+            lines.append(tables.bar(
+                name, row["code"], f"{row['bytes']:,}", f"{row['relative_error']:.3f}",
+                f"{row['limit']:,}", "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            ))  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("csv", nargs="?", type=Path, default=program.DATA / "reach.csv")
+    given = parser.parse_args(arguments)
+    with program.mistakes():
+        print(markdown(rows.read(given.csv)))
+
+
+if __name__ == "__main__":
+    main()
