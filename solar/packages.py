@@ -1,4 +1,4 @@
-"""The one door to package registries: fetch an ordinary package, check it, unpack it into the cache.
+"""The one door to package registries: fetch a package, check it, unpack it into the cache.
 
 A spec names a package and the client that serves it: ``pip:NAME==VERSION`` (a wheel, or an sdist
 where the table says so), ``npm:NAME@VERSION`` and ``deb:NAME``. Nothing is installed and no
