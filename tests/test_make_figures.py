@@ -284,6 +284,20 @@ def test_the_tables_in_the_readme_are_the_committed_ones():
     assert limits.markdown(rows.read(FOLDER / "data" / "reach.csv")) in readme
 
 
+def test_the_limit_table_orders_codes_and_names_an_adapter_once():
+    def file(code, size):
+        found = {"adapter": "offline_vit", "code": code, "bytes": size, "relative_error": 0.5}
+        return found | {"limit": size // 2, "ratio": 2.0}
+
+    found = [file("1-bit", 900), file("weights", 2000), file("weights", 1000), file("compact", 5000)]
+    lines = limits.markdown([*found, found[1]]).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == ["compact", *["weights"] * 2, "1-bit"]
+    assert "DINOv2" in lines[0] and "| 5,000 | 0.500 | 2,500 | 2.00 |" in lines[0]
+    assert not any("DINOv2" in line for line in lines[1:])
+    with pytest.raises(ValueError, match="lack ratio"):
+        limits.markdown([{k: v for k, v in found[0].items() if k != "ratio"}])
+
+
 def test_a_counterpart_tells_what_each_code_keeps_and_its_bytes_without_the_head(tmp_path):
     path = collect.write_csv(grid(sizes=(48, 192)), tmp_path / "offline_words.csv")
     found = counterparts.markdown([path]).splitlines()
