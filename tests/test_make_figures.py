@@ -289,7 +289,12 @@ def test_the_limit_table_orders_codes_and_names_an_adapter_once():
         found = {"adapter": "offline_vit", "code": code, "bytes": size, "relative_error": 0.5}
         return found | {"limit": size // 2, "ratio": 2.0}
 
-    found = [file("1-bit", 900), file("weights", 2000), file("weights", 1000), file("compact", 5000)]
+    found = [
+        file("1-bit", 900),
+        file("weights", 2000),
+        file("weights", 1000),
+        file("compact", 5000),
+    ]
     lines = limits.markdown([*found, found[1]]).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == ["compact", *["weights"] * 2, "1-bit"]
     assert "DINOv2" in lines[0] and "| 5,000 | 0.500 | 2,500 | 2.00 |" in lines[0]
