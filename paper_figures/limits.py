@@ -34,17 +34,16 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     needed = ("adapter", "code", "bytes", "relative_error", "limit", "ratio")
     if missing := [column for column in needed if not found or column not in found[0]]:
         raise ValueError(f"rows lack {', '.join(missing)}: make them with experiments.reach")
-    lines, before = [tables.bar(*HEAD), tables.bar(*HEAD.values())], None
+    lines = [tables.bar(*HEAD), tables.bar(*HEAD.values())]
     for adapter in dict.fromkeys(row["adapter"] for row in found):
         own = {  # a budget and an error may ask for one and the same file
             (row["code"], row["bytes"]): row for row in found if row["adapter"] == adapter
         }
-        for row in sorted(own.values(), key=_place):
-            name = ADAPTERS.get(adapter, adapter) if adapter != before else ""
-            before = adapter
+        for place, row in enumerate(sorted(own.values(), key=_place)):
             lines.append(tables.bar(
-                name, row["code"], f"{row['bytes']:,}", f"{row['relative_error']:.3f}",
-                f"{row['limit']:,}", "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+                "" if place else ADAPTERS.get(adapter, adapter), row["code"],
+                f"{row['bytes']:,}", f"{row['relative_error']:.3f}", f"{row['limit']:,}",
+                "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
             ))  # fmt: skip
     return "\n".join(lines)
 
