@@ -67,6 +67,23 @@ def panels_of(rows: Sequence[dict[str, Any]]) -> list[results.Panel]:
     return panels
 
 
+def share(point: dict[str, Any] | None) -> str:
+    """What a file keeps, in per cent, with the standard deviation where there are several seeds."""
+    if point is None:
+        return "-"
+    spread = point.get("retained_std")
+    text = f"{100 * point['retained']:.0f}"
+    return text + ("" if spread is None else f" ± {100 * spread:.0f}")
+
+
+def float32_bytes(panel: results.Panel) -> float | None:
+    """Bytes of the LoRA file of a panel, less those of a trained head; None where it has no row."""
+    # Heads are float16 in files of ours, float32 in LoRA's.
+    heads = max((row.get("heads") or 0 for row in panel.rows), default=0)
+    found = (r["bytes"] - 2 * heads for r in panel.rows if r.get("codec") == "float32")
+    return next(found, None)
+
+
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table with a line for every file of `compact`: what it keeps, what the largest files keep
     that were trained through it, that of `weights`, and the best of the others, of those that take
@@ -76,13 +93,6 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| base and task | bytes | ratio | compact | {' | '.join(names)} | best other |",
              "| --- | ---: | ---: |" + " ---: |" * (1 + len(names)) + " --- |"]  # fmt: skip
 
-    def share(point: dict[str, Any] | None) -> str:
-        if point is None:
-            return "-"
-        spread = point.get("retained_std")
-        text = f"{100 * point['retained']:.0f}"
-        return text + ("" if spread is None else f" ± {100 * spread:.0f}")
-
     def fitting(small: list[dict[str, Any]], codec: str, size: float) -> str:
         best = next((p for p in reversed(small) if p["codec"] == codec), None)
         if best is None or best["bytes"] < NEAR * size:
@@ -91,9 +101,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
     for panel in panels_of(rows):
         ordered = sorted(panel.points, key=lambda point: point["bytes"])
-        # Heads are float16 in files of ours, float32 in LoRA's.
-        heads = max((row.get("heads") or 0 for row in panel.rows), default=0)
-        float32 = [r["bytes"] - 2 * heads for r in panel.rows if r.get("codec") == "float32"]
+        whole = float32_bytes(panel)
         for own in (point for point in ordered if point["codec"] == "compact"):
             small = [p for p in ordered if p["bytes"] <= 1.01 * own["bytes"]]
             others = [p for p in small if p["codec"] not in ("compact", *names)]
@@ -102,7 +110,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             cells = [
                 panel.title,
                 f"{own['bytes']:,.0f}",
-                f"{float32[0] / own['bytes']:,.0f}" if float32 else "-",
+                "-" if whole is None else f"{whole / own['bytes']:,.0f}",
                 share(own),
                 *(fitting(small, name, own["bytes"]) for name in names),
                 share(best) + named,
