@@ -1,11 +1,15 @@
-"""Programs that measure an adapter's weights and score nothing: alignment, reach, layer budget."""
+"""Programs that measure an adapter's weights and score nothing: alignment, energy, reach, layer
+budget."""
 
 import csv
 
+import numpy as np
 import pytest
 
-from experiments import alignment, csv_file, layer_budget, reach
+from experiments import alignment, csv_file, energy, layer_budget, reach
 from paper_figures import layer_budget as figure
+from solar.codec.factors import Factors
+from solar.codec.metric import Reflections
 
 TINY = ["tiny=true", "model=tiny-gpt2", "task=synthetic_text", "codec=tiny", "tracking=disabled"]
 
@@ -27,6 +31,40 @@ def test_alignment_writes_every_layer_and_keeps_other_seeds(monkeypatch, tmp_pat
     twice = run(monkeypatch, tmp_path, alignment, "seed=1")
     assert len(twice) == 2 * len(rows) and {row["seed"] for row in twice} == {"0", "1"}
     assert len(run(monkeypatch, tmp_path, alignment, "seed=1")) == len(twice)
+
+
+def test_energy_adds_up_in_every_frame(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path, energy)
+    lines = {}
+    for row in rows:
+        lines.setdefault((row["frame"], row["side"]), []).append(row)
+    assert len(lines) == 6
+    for own in lines.values():
+        shares = [float(row["share"]) for row in own]
+        assert [int(row["size"]) for row in own][:4] == [1, 2, 4, 8]
+        assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] < 1 + 1e-6
+    # All directions of a side hold all of it; W has fewer right singular vectors than outputs.
+    assert {key for key, own in lines.items() if float(own[-1]["share"]) > 1 - 1e-6} == {
+        ("activation", "left"),
+        ("activation", "right"),
+        ("singular", "right"),
+        ("random", "right"),
+    }
+
+
+def test_energy_in_the_metric_is_where_the_eigenvalues_are():
+    """Factors that lie no way in particular, in a steep spectrum on one side."""
+
+    def unturned(eigenvalues):
+        return Reflections(np.zeros((len(eigenvalues), 1)), np.zeros(1), np.sqrt(eigenvalues))
+
+    rng = np.random.default_rng(0)
+    own = {"a": Factors(rng.normal(size=(48, 2)), rng.normal(size=(32, 2)))}
+    steep = np.append(np.full(4, 1.0), np.full(28, 1e-4))
+    shares = energy.in_metric(own, {"a": (unturned(steep), unturned(np.ones(48)))}, [4, 32, 48])
+    (right,), (left,) = shares["activation", "right"], shares["activation", "left"]
+    assert 0.99 < right[0] < 1 and right[1] == right[2] == 1
+    assert 0.01 < left[0] < 0.3 and left[1] < 0.95 and left[2] == 1
 
 
 def test_reach_compares_every_code_with_the_limit(monkeypatch, tmp_path):
