@@ -11,12 +11,9 @@ N / dimension. ``paper_figures.alignment`` draws it.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from experiments import csv_file
 from experiments.compare import shrink
@@ -60,9 +57,7 @@ def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     out = plain.pop("out", None)
     rows = list(measure(shrink(plain) if plain["tiny"] else plain))
-    path = Path(out) if out else Path(HydraConfig.get().runtime.output_dir) / "alignment.csv"
-    csv_file.put(path, [*COLUMNS, "seed"], rows, ("base", "seed"))
-    Console().print(f"wrote {path}", highlight=False)
+    csv_file.put_out(out, "alignment.csv", [*COLUMNS, "seed"], rows, ("base", "seed"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+
 from solar.files import write_whole
 
 
@@ -22,3 +25,14 @@ def put(path: Path, columns: Sequence[str], rows: list[dict[str, Any]], own: Seq
     writer.writeheader()
     writer.writerows([*kept, *rows])
     write_whole(path, text.getvalue().encode())
+
+
+def put_out(
+    out: str | None, name: str, columns: Sequence[str], rows: list[dict[str, Any]],
+    own: Sequence[str],
+) -> None:  # fmt: skip
+    """As `put`, into the file `out`, or without one into `name` in the folder of this Hydra run,
+    and says where."""
+    path = Path(out) if out else Path(HydraConfig.get().runtime.output_dir) / name
+    put(path, columns, rows, own)
+    Console().print(f"wrote {path}", highlight=False)

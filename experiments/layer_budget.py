@@ -13,12 +13,9 @@ budget. ``paper_figures.layer_budget`` draws it.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from experiments import csv_file
 from experiments.compare import shrink
@@ -71,9 +68,7 @@ def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     out, budget = plain.pop("out", None), int(plain.pop("budget", BUDGET))
     rows = list(measure(shrink(plain) if plain["tiny"] else plain, budget))
-    path = Path(out) if out else Path(HydraConfig.get().runtime.output_dir) / "layer_budget.csv"
-    csv_file.put(path, COLUMNS, rows, ("base", "task", "seed", "budget"))
-    Console().print(f"wrote {path}", highlight=False)
+    csv_file.put_out(out, "layer_budget.csv", COLUMNS, rows, ("base", "task", "seed", "budget"))
 
 
 if __name__ == "__main__":

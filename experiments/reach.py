@@ -14,10 +14,8 @@ the others out, `+out=FILE` appends the rows to a CSV, replacing those of the sa
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -142,9 +140,7 @@ def program(config: DictConfig) -> None:
     for row in rows:
         table.add_row(*(str(row[column]) for column in COLUMNS[2:]))
     Console().print(table)
-    path = Path(out) if out else Path(HydraConfig.get().runtime.output_dir) / "reach.csv"
-    csv_file.put(path, COLUMNS, rows, ("adapter", "seed"))
-    Console().print(f"wrote {path}", highlight=False)
+    csv_file.put_out(out, "reach.csv", COLUMNS, rows, ("adapter", "seed"))
 
 
 if __name__ == "__main__":
