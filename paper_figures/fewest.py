@@ -27,12 +27,14 @@ def _cell(points: Sequence[dict[str, Any]], whole: float | None, named: bool = F
     if not points:
         return "-"
     enough = [p for p in points if p["retained"] >= ENOUGH]
-    if not enough:
+    if enough:
+        best = min(enough, key=lambda p: p["bytes"])
+        ratio = "" if whole is None else f", 1/{whole / best['bytes']:,.0f}"
+        text = f"{best['bytes']:,.0f}{ratio}"
+    else:
         best = max(points, key=lambda p: p["retained"])
-        return f"{share(best)}% in {best['bytes']:,.0f}" + (f" ({best['label']})" if named else "")
-    best = min(enough, key=lambda p: p["bytes"])
-    ratio = "" if whole is None else f", 1/{whole / best['bytes']:,.0f}"
-    return f"{best['bytes']:,.0f}{ratio}" + (f" ({best['label']})" if named else "")
+        text = f"{share(best)}% in {best['bytes']:,.0f}"
+    return text + (f" ({best['label']})" if named else "")
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
