@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from paper_figures import program, style
+from paper_figures.rows import check
 
 COLUMNS = ("base", "layer", "module", "side", "size", "alignment", "random", "chance")
 _COLORS = (
@@ -37,11 +38,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "alignm
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column or no
     rows.
     """
-    missing = [column for column in COLUMNS if not rows or column not in rows[0]]
-    if missing:
-        raise ValueError(
-            f"alignment rows lack {', '.join(missing)}: write all of {', '.join(COLUMNS)}"
-        )
+    check(rows, COLUMNS, "alignment", "experiments.alignment")
     panels = list(dict.fromkeys((row["base"], row["size"]) for row in rows))
     sides = [side for side in ("left", "right") if any(row["side"] == side for row in rows)]
     modules = list(dict.fromkeys(row["module"] for row in rows))

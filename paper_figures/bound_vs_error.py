@@ -26,6 +26,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
 from paper_figures import program, style
+from paper_figures.rows import check
 
 COLUMNS = ("case", "layer", "side", "N", "eps", "which", "measured", "bound", "slack", "vacuous")
 
@@ -50,9 +51,7 @@ def draw(
 ) -> list[Path]:
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column, no rows
     or not exactly one adapter (the case that has bounds on outputs) among them."""
-    missing = [column for column in COLUMNS if not rows or column not in rows[0]]
-    if missing:
-        raise ValueError(f"bound rows lack {', '.join(missing)}: write all of {', '.join(COLUMNS)}")
+    check(rows, COLUMNS, "bound", "experiments.bound_check")
     adapters = {r["case"] for r in rows if r["which"] == "outputs"}
     if len(adapters) != 1:
         raise ValueError("bound rows need the outputs of one trained adapter: write one CSV for it")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_figures import program, style
+from paper_figures.rows import check
 
 COLUMNS = ("base", "seed", "frame", "side", "size", "share", "spread", "layers")
 LOOKS = {
@@ -28,11 +29,7 @@ SIDES = {"left": "left (output)", "right": "right (input)"}
 def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "energy") -> list[Path]:
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column or no
     rows."""
-    missing = [column for column in COLUMNS if not rows or column not in rows[0]]
-    if missing:
-        raise ValueError(
-            f"energy rows lack {', '.join(missing)}: make them with experiments.energy"
-        )
+    check(rows, COLUMNS, "energy", "experiments.energy")
     bases = list(dict.fromkeys(row["base"] for row in rows))
     figure, axes = style.figure(
         len(bases), len(SIDES), style.COLUMN, 0.7 + 1.3 * len(bases), sharey=True, sharex="row"

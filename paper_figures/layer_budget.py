@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from paper_figures import program, style
+from paper_figures.rows import check
 
 COLUMNS = (
     *("base", "task", "seed", "budget", "layer", "module", "side"),
@@ -36,12 +37,7 @@ def draw(
 ) -> list[Path]:
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column or no
     rows."""
-    missing = [column for column in COLUMNS if not rows or column not in rows[0]]
-    if missing:
-        raise ValueError(
-            f"layer rows lack {', '.join(missing)}: make them with "
-            "`python -m experiments.layer_budget`"
-        )
+    check(rows, COLUMNS, "layer", "experiments.layer_budget")
     blocks = list(dict.fromkeys((r["base"], r["task"], r["budget"]) for r in rows))
     modules = list(dict.fromkeys(r["module"] for r in rows))
     looks = {module: _LOOKS[i % len(_LOOKS)] for i, module in enumerate(modules)}

@@ -32,8 +32,7 @@ def _place(row: Mapping[str, Any]) -> tuple:
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """A line a file. Raises ValueError for a missing column."""
     needed = ("adapter", "code", "bytes", "relative_error", "limit", "ratio")
-    if missing := [column for column in needed if not found or column not in found[0]]:
-        raise ValueError(f"rows lack {', '.join(missing)}: make them with experiments.reach")
+    rows.check(found, needed, "limit", "experiments.reach")
     lines = [tables.bar(*HEAD), tables.bar(*HEAD.values())]
     for adapter in dict.fromkeys(row["adapter"] for row in found):
         own = {  # a budget and an error may ask for one and the same file

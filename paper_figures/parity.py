@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_figures import latex, program, tables
+from paper_figures.rows import check
 
 SETTINGS = {"text": "SmolLM2, movie snippets", "vision": "DINOv2 ViT-S/14, Fashion-MNIST"}
 FRAMEWORKS = ("solar", "torch")
@@ -30,10 +31,7 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
     Raises ValueError for a missing column or a setting without two seeds of either framework.
     """
-    missing = [column for column in COLUMNS if column not in rows[0]]
-    if missing:
-        raise ValueError(f"parity rows lack {', '.join(missing)}: make them with "
-                         "`python -m benchmarks.peft_training`")  # fmt: skip
+    check(rows, COLUMNS, "parity", "benchmarks.peft_training")
     found = []
     for setting, test in dict.fromkeys((r["setting"], r["test"]) for r in rows):
         own = [r for r in rows if (r["setting"], r["test"]) == (setting, test)]

@@ -11,7 +11,7 @@ import csv
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,17 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} holds no row: make it with `python -m experiments.collect`")
     return rows
+
+
+def check(
+    rows: Sequence[Mapping[str, Any]], columns: Iterable[str], what: str, program: str
+) -> None:
+    """Raises ValueError where `what` rows, which `program` makes, lack a column, or there are
+    none."""
+    if missing := [column for column in columns if not rows or column not in rows[0]]:
+        raise ValueError(
+            f"{what} rows lack {', '.join(missing)}: make them with `python -m {program}`"
+        )
 
 
 def _value(text: str | None) -> Any:
