@@ -54,7 +54,8 @@ def _adapters(rows: Sequence[dict[str, Any]]) -> dict[tuple, str]:
 
 
 def panels_of(rows: Sequence[dict[str, Any]]) -> list[results.Panel]:
-    """Panels whose points have the bytes of the update. Raises ValueError where there is none."""
+    """Panels by title, whose points have the bytes of the update. Raises ValueError where there is
+    none."""
     panels = results.panels(
         rows, lambda row: on_curve(row) and row.get("retained") is not None
         and row.get("codec") not in SKIPPED,
@@ -64,7 +65,7 @@ def panels_of(rows: Sequence[dict[str, Any]]) -> list[results.Panel]:
     for panel in panels:
         for point in panel.points:
             point["bytes"] = point["without_head"] or point["bytes"]
-    return panels
+    return sorted(panels, key=lambda panel: panel.title)  # adapters of a task side by side
 
 
 def share(point: dict[str, Any] | None) -> str:
