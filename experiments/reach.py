@@ -7,8 +7,10 @@ its own sizes; at a few budgets, and at those where a given error is met, by pre
 `absolute weights`, which is the same with errors counted as they are in dW and not relative to each
 layer's update, and by `compact`. Printed for each file is its error, relative to sending nothing,
 and the bytes that Shannon's bound needs for the same: for `compact` in its own metric, for all
-others in dW. Weights only: nothing is scored. `+only=compact` (or a part of another name) leaves
-the others out, `+out=FILE` appends the rows to a CSV, replacing those of the same adapter.
+others in dW. The bound is that of codes that know the spectrum, and for `compact` also that of
+codes that know which variances its file promises (`profiled_limit`). Weights only: nothing is
+scored. `+only=compact` (or a part of another name) leaves the others out, `+out=FILE` appends the
+rows to a CSV, replacing those of the same adapter.
 """
 
 import math
@@ -39,7 +41,10 @@ ERRORS = (0.7, 0.5, 0.3)
 TRIES, CLOSE = 8, 0.002  # of a budget for an error, and how near it is to be met
 LEAST = 200  # bytes of the smallest file that is tried for an error
 BUDGETS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
-COLUMNS = ("adapter", "seed", "code", "bytes", "payload", "relative_error", "limit", "ratio")
+COLUMNS = (
+    "adapter", "seed", "code", "bytes", "payload", "relative_error",
+    "limit", "ratio", "profiled_limit", "profiled_ratio",
+)  # fmt: skip
 
 
 def codes(
@@ -105,9 +110,9 @@ def at_budgets(code: Callable[[int], Encoded], error: str) -> Iterator[Encoded]:
 
 
 def measure(config: dict[str, Any], only: str = "") -> Iterator[dict[str, Any]]:
-    """A row per file: its bytes and error, the limit's bytes for that error, and their ratio.
+    """A row per file: its bytes and error, the limits' bytes for that error, and their ratios.
 
-    The ratio compares the payload: the limit counts header and names as free.
+    A ratio compares the payload: the limits count header and names as free.
     """
     setup = prepare(config)
     adapter = peft_io.read(finetune(config, setup), setup.base)
@@ -118,7 +123,8 @@ def measure(config: dict[str, Any], only: str = "") -> Iterator[dict[str, Any]]:
         report, sizes = coded.report, coded.report["bytes"]
         own = "weighed_error" in report
         error = report["weighed_error" if own else "relative_error"]
-        least = report["limit_bytes"] if own else limit.bytes_at(curve, error)
+        least = report["spectrum_limit_bytes"] if own else limit.bytes_at(curve, error)
+        profiled = report.get("limit_bytes", 0.0)
         yield {
             "adapter": config["name"],
             "seed": config["seed"],
@@ -128,6 +134,8 @@ def measure(config: dict[str, Any], only: str = "") -> Iterator[dict[str, Any]]:
             "relative_error": f"{error:.6g}",
             "limit": round(least),
             "ratio": f"{sizes['payload'] / least:.3f}" if least > 0 else "",
+            "profiled_limit": round(profiled) if own else "",
+            "profiled_ratio": f"{sizes['payload'] / profiled:.3f}" if profiled > 0 else "",
         }
 
 

@@ -20,6 +20,7 @@ ADAPTERS = {
 HEAD = {
     "adapter": "---", "code": "---", "bytes": "---:", "relative error": "---:",
     "limit for that error, bytes": "---:", "payload / limit": "---:",
+    "limit with profile": "---:", "payload / limit with profile": "---:",
 }  # fmt: skip
 CODES = ("compact", "absolute weights", "weights")  # then the others as they come
 
@@ -31,7 +32,8 @@ def _place(row: Mapping[str, Any]) -> tuple:
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """A line a file. Raises ValueError for a missing column."""
-    needed = ("adapter", "code", "bytes", "relative_error", "limit", "ratio")
+    limits = ("limit", "ratio", "profiled_limit", "profiled_ratio")
+    needed = ("adapter", "code", "bytes", "relative_error", *limits)
     rows.check(found, needed, "limit", "experiments.reach")
     lines = [tables.bar(*HEAD), tables.bar(*HEAD.values())]
     for adapter in dict.fromkeys(row["adapter"] for row in found):
@@ -41,8 +43,9 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         for place, row in enumerate(sorted(own.values(), key=_place)):
             lines.append(tables.bar(
                 "" if place else ADAPTERS.get(adapter, adapter), row["code"],
-                f"{row['bytes']:,}", f"{row['relative_error']:.3f}", f"{row['limit']:,}",
-                "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+                f"{row['bytes']:,}", f"{row['relative_error']:.3f}",
+                *("-" if row[x] is None else f"{row[x]:{form}}"
+                  for x, form in zip(limits, (",", ".2f") * 2, strict=True)),
             ))  # fmt: skip
     return "\n".join(lines)
 

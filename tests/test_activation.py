@@ -221,6 +221,7 @@ def test_a_file_is_near_the_limit_of_its_metric(base, frames):
     for budget, most in ((600, 1.35), (1200, 1.25), (3000, 1.15)):
         report = code(base, frames, budget).report
         assert 0.85 < report["bytes"]["payload"] / report["limit_bytes"] < most, budget
+        assert report["bytes"]["payload"] < report["spectrum_limit_bytes"], budget
 
 
 def test_more_bytes_err_less_and_less_than_the_code_of_weights(base, frames):

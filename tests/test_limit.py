@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from solar.codec import baselines
+from solar.codec import baselines, metric_limit
 from solar.codec.factors import Factors, canonical
+from solar.codec.frame_file import OCTAVE
 from solar.codec.limit import allocate, bytes_at, rate_distortion, spectrum
+from solar.codec.profiled import Dials, Lines
 
 
 def factors_with(spectra, m=32, n=32, seed=0):
@@ -125,3 +127,25 @@ def test_beyond_the_curve():
     curve = rate_distortion(factors_with([[1.0]]))
     assert bytes_at(curve, 1e-9) == float("inf")
     assert bytes_at(curve, 1.0) == 0
+
+
+def lines_of(profiles):
+    """Two layers of two components, sides of 16 and 64 entries, with these profiles."""
+    energies = np.array([3 * OCTAVE, 2 * OCTAVE, 2 * OCTAVE, OCTAVE])
+    return Lines(energies, np.array([0, 0, 2, 2]), np.array([[16, 64]] * 4), np.tile(profiles, 4))
+
+
+@pytest.mark.parametrize("relative", [0, 255])
+def test_without_profiles_the_metric_has_the_limit_of_the_spectrum(relative):
+    dials = Dials(0, 0, 0, relative, 0, 0)
+    even = lines_of(np.repeat([-4 * OCTAVE, -6 * OCTAVE], [16, 64]))
+    steep = lines_of(np.concatenate([-2 * np.arange(16), -2 * np.arange(64)]))
+    for error in (0.2, 0.05, 0.01):
+        free = metric_limit.unprofiled(even, dials, error)
+        assert free == pytest.approx(metric_limit.least_bytes(even, dials, error), rel=0.05)
+        assert free == metric_limit.unprofiled(steep, dials, error)
+        assert metric_limit.least_bytes(steep, dials, error) < 0.9 * free
+    assert metric_limit.unprofiled(even, dials, 1.0) == 0
+    if not relative:  # then the metric weighs components as weights do
+        sizes = factors_with([[8.0, 4.0], [4.0, 2.0]], m=16, n=64)
+        assert free == pytest.approx(bytes_at(rate_distortion(sizes), 0.1), rel=1e-6)

@@ -289,7 +289,9 @@ def test_the_tables_in_the_readme_are_the_committed_ones():
 def test_the_limit_table_orders_codes_and_names_an_adapter_once():
     def file(code, size):
         found = {"adapter": "offline_vit", "code": code, "bytes": size, "relative_error": 0.5}
-        return found | {"limit": size // 2, "ratio": 2.0}
+        profiled = size // 4 if code == "compact" else None
+        found |= {"limit": size // 2, "ratio": 2.0}
+        return found | {"profiled_limit": profiled, "profiled_ratio": profiled and 4.0}
 
     found = [
         file("1-bit", 900),
@@ -299,7 +301,8 @@ def test_the_limit_table_orders_codes_and_names_an_adapter_once():
     ]
     lines = limits.markdown([*found, found[1]]).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == ["compact", *["weights"] * 2, "1-bit"]
-    assert "DINOv2" in lines[0] and "| 5,000 | 0.500 | 2,500 | 2.00 |" in lines[0]
+    assert "DINOv2" in lines[0] and "| 5,000 | 0.500 | 2,500 | 2.00 | 1,250 | 4.00 |" in lines[0]
+    assert "| 900 | 0.500 | 450 | 2.00 | - | - |" in lines[-1]
     assert not any("DINOv2" in line for line in lines[1:])
     with pytest.raises(ValueError, match="lack ratio"):
         limits.markdown([{k: v for k, v in found[0].items() if k != "ratio"}])

@@ -72,8 +72,9 @@ def test_reach_compares_every_code_with_the_limit(monkeypatch, tmp_path):
     found = {row["code"] for row in rows}
     assert {"4-bit", "1-bit, rank 1", "paper, N 192", "weights", "compact"} <= found
     for row in rows:
-        # No code of Gaussian factors is below Shannon's bound. That of compact trusts a profile.
+        # No code that looks at weights alone is below the bound of their spectrum.
         assert float(row["ratio"]) > 1 or row["code"] == "compact"
+        assert bool(row["profiled_limit"]) == (row["code"] == "compact")
         assert int(row["payload"]) < int(row["bytes"])
 
 

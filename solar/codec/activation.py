@@ -144,11 +144,13 @@ def _outputs(own: Lines, dials: Dials, errors: list[float], sizes: list[float]) 
     """`output_error`: the error of a layer's output relative to the adapter's change of it, as the
     frames measure it: the root of the mean of squares over layers. `weighed_error`: the error that
     the budget was spent against, relative to that of sending nothing. `limit_bytes`: what Shannon's
-    bound needs for the same (metric_limit.py)."""
+    bound needs for the same, `spectrum_limit_bytes` that for codes without the frames' profiles
+    (metric_limit.py)."""
     errors, sizes = np.array(errors), np.array(sizes)
     some = sizes > 0
     if not some.any():
-        return {"output_error": 0.0, "weighed_error": 0.0, "limit_bytes": 0.0}
+        names = "output_error", "weighed_error", "limit_bytes", "spectrum_limit_bytes"
+        return dict.fromkeys(names, 0.0)
     first = np.unique(own.first)
     weights = 2.0 ** (-2 * own.energies[first] * dials.relative / 255 / OCTAVE)
     share = float(np.sum((weights * errors)[some]) / np.sum((weights * sizes)[some]))
@@ -156,6 +158,7 @@ def _outputs(own: Lines, dials: Dials, errors: list[float], sizes: list[float]) 
         "output_error": float(np.sqrt(np.mean(errors[some] / sizes[some]))),
         "weighed_error": float(np.sqrt(max(share, 0.0))),
         "limit_bytes": metric_limit.least_bytes(own, dials, share),
+        "spectrum_limit_bytes": metric_limit.unprofiled(own, dials, share),
     }
 
 

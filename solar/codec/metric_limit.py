@@ -3,11 +3,13 @@
 The factors of a component of energy s are taken as Gaussian with variances s pi_i, as profiled.py
 takes them. At a level theta every entry has the distortion min(s pi_i, theta / (w s)), reverse
 water-filling over entries, sides, components and layers, and what a component adds to the weighed
-error is w (s^2 - (s - e_l)(s - e_r)) for errors e of its sides (limit.py has the same for dW).
+error is w (s^2 - (s - e_l)(s - e_r)) for errors e of its sides (limit.py has the same for dW). A
+code that has the metric but not the profiles knows of every component no more than s: `unprofiled`.
 """
 
 import numpy as np
 
+from solar.codec import limit
 from solar.codec.frame_file import OCTAVE
 from solar.codec.profiled import Dials, Lines
 
@@ -17,8 +19,7 @@ ROUNDS = 60
 def least_bytes(own: Lines, dials: Dials, error: float) -> float:
     """Bytes below which no code of such Gaussian factors has a weighed squared error of `error`, as
     a share of that of sending nothing. own: all components of the update."""
-    sizes = 2.0 ** (own.energies / OCTAVE)
-    weights = 2.0 ** (-2 * own.energies[own.first] * dials.relative / 255 / OCTAVE)
+    sizes, weights = _components(own, dials)
     entries = own.lengths.sum(axis=1)
     variances = np.repeat(sizes, entries) * 2.0 ** (own.profiles / OCTAVE)
     starts = np.cumsum(own.lengths.ravel()) - own.lengths.ravel()
@@ -40,3 +41,18 @@ def least_bytes(own: Lines, dials: Dials, error: float) -> float:
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if at(middle)[0] < error else (low, middle)
     return at(low)[1] / 8
+
+
+def unprofiled(own: Lines, dials: Dials, error: float) -> float:
+    """The same for codes that know the spectrum alone: all entries of a side alike (limit.py)."""
+    if not len(own.energies) or error >= 1:
+        return 0.0
+    sizes, weights = _components(own, dials)
+    m, n = own.lengths.T.astype(float)
+    return limit.bytes_at(limit.curve(np.sqrt(weights) * sizes, m, n), float(np.sqrt(error)))
+
+
+def _components(own: Lines, dials: Dials) -> tuple[np.ndarray, np.ndarray]:
+    """Size and weight of every component."""
+    relative = -2 * own.energies[own.first] * dials.relative / 255
+    return 2.0 ** (own.energies / OCTAVE), 2.0 ** (relative / OCTAVE)
