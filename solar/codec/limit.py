@@ -72,11 +72,7 @@ def rate_distortion(factors: Mapping[str, Factors]) -> list[tuple[float, float]]
     The relative error is ||dW - dW'||_F / ||dW||_F over all layers; the curve is convex and ends at
     FLOOR. A zero update gives the single point (0, 0).
     """
-    return curve(*spectrum(factors))
-
-
-def curve(s: np.ndarray, m: np.ndarray, n: np.ndarray) -> list[tuple[float, float]]:
-    """The same of components as `spectrum` has them."""
+    s, m, n = spectrum(factors)
     if len(s) == 0:
         return [(0.0, 0.0)]
     total = float(np.sum(s**2))

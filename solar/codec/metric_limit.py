@@ -45,11 +45,22 @@ def least_bytes(own: Lines, dials: Dials, error: float) -> float:
 
 def unprofiled(own: Lines, dials: Dials, error: float) -> float:
     """The same for codes that know the spectrum alone: all entries of a side alike (limit.py)."""
-    if not len(own.energies) or error >= 1:
-        return 0.0
     sizes, weights = _components(own, dials)
-    m, n = own.lengths.T.astype(float)
-    return limit.bytes_at(limit.curve(np.sqrt(weights) * sizes, m, n), float(np.sqrt(error)))
+    s, (m, n) = np.sqrt(weights) * sizes, own.lengths.T.astype(float)
+    if not len(s) or error >= 1:
+        return 0.0
+
+    def at(price: float) -> tuple[float, float]:
+        left, nats = limit.allocate(s, m, n, np.array([price]))
+        return float(left.sum() / np.sum(s**2)), float(nats.sum() / (8 * np.log(2)))
+
+    high = 2 * float(np.max(s**2 / np.minimum(m, n)))
+    low = high * 2.0**-80
+    for _ in range(ROUNDS):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if at(middle)[0] < error else (low, middle)
+    # A component begins at once, with many bits: in between, time is shared.
+    return float(np.interp(error, *zip(at(low), at(high), strict=True)))
 
 
 def _components(own: Lines, dials: Dials) -> tuple[np.ndarray, np.ndarray]:
