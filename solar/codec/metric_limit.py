@@ -7,6 +7,8 @@ error is w (s^2 - (s - e_l)(s - e_r)) for errors e of its sides (limit.py has th
 code that has the metric but not the profiles knows of every component no more than s: `unprofiled`.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from solar.codec import limit
@@ -36,11 +38,7 @@ def least_bytes(own: Lines, dials: Dials, error: float) -> float:
     if not len(sizes) or error >= 1:
         return 0.0
     high = float(np.max(np.repeat(weights * sizes, entries) * variances))
-    low = high * 2.0**-80
-    for _ in range(ROUNDS):
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if at(middle)[0] < error else (low, middle)
-    return at(low)[1] / 8
+    return at(_bracket(at, high, error)[0])[1] / 8
 
 
 def unprofiled(own: Lines, dials: Dials, error: float) -> float:
@@ -55,12 +53,18 @@ def unprofiled(own: Lines, dials: Dials, error: float) -> float:
         return float(left.sum() / np.sum(s**2)), float(nats.sum() / (8 * np.log(2)))
 
     high = 2 * float(np.max(s**2 / np.minimum(m, n)))
+    # A component begins at once, with many bits: in between, time is shared.
+    ends = map(at, _bracket(at, high, error))
+    return float(np.interp(error, *zip(*ends, strict=True)))
+
+
+def _bracket(at: Callable[[float], tuple[float, float]], high: float, error: float) -> tuple:
+    """Two levels, next to each other, between which the first number of `at` passes `error`."""
     low = high * 2.0**-80
     for _ in range(ROUNDS):
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if at(middle)[0] < error else (low, middle)
-    # A component begins at once, with many bits: in between, time is shared.
-    return float(np.interp(error, *zip(at(low), at(high), strict=True)))
+    return low, high
 
 
 def _components(own: Lines, dials: Dials) -> tuple[np.ndarray, np.ndarray]:
