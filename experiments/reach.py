@@ -8,9 +8,10 @@ its own sizes; at a few budgets, and at those where a given error is met, by pre
 layer's update, and by `compact`. Printed for each file is its error, relative to sending nothing,
 and the bytes that Shannon's bound needs for the same: for `compact` in its own metric, for all
 others in dW. The bound is that of codes that know the spectrum, and for `compact` also that of
-codes that know which variances its file promises (`profiled_limit`). Weights only: nothing is
-scored. `+only=compact` (or a part of another name) leaves the others out, `+out=FILE` appends the
-rows to a CSV, replacing those of the same adapter.
+codes that know which variances its file promises (`profiled_limit`); records call the two
+`spectrum_limit_bytes` and `limit_bytes`. Weights only: nothing is scored. `+only=compact` (or a
+part of another name) leaves the others out, `+out=FILE` appends the rows to a CSV, replacing those
+of the same adapter.
 """
 
 import math

@@ -142,12 +142,39 @@ def test_without_profiles_the_metric_has_the_limit_of_the_spectrum(relative):
     steep = lines_of(np.concatenate([-2 * np.arange(16), -2 * np.arange(64)]))
     for error in (0.2, 0.05, 0.01):
         free = metric_limit.unprofiled(even, dials, error)
-        assert free == pytest.approx(metric_limit.least_bytes(even, dials, error), rel=0.05)
+        assert free == pytest.approx(metric_limit.least_bytes(even, dials, error), rel=1e-9)
         assert free == metric_limit.unprofiled(steep, dials, error)
         assert metric_limit.least_bytes(steep, dials, error) < 0.9 * free
     small = [f(even, dials, 1e-12) for f in (metric_limit.unprofiled, metric_limit.least_bytes)]
     assert small[0] == pytest.approx(small[1], rel=1e-4)  # far below where limit.py's curve ends
     assert metric_limit.unprofiled(even, dials, 1.0) == 0
-    if not relative:  # then the metric weighs components as weights do
-        sizes = factors_with([[8.0, 4.0], [4.0, 2.0]], m=16, n=64)
-        assert free == pytest.approx(bytes_at(rate_distortion(sizes), 0.1), rel=1e-4)
+    spectra = [[1.0, 0.5], [1.0, 0.5]] if relative else [[8.0, 4.0], [4.0, 2.0]]
+    curve = rate_distortion(factors_with(spectra, m=16, n=64))
+    assert free == pytest.approx(bytes_at(curve, 0.1), rel=1e-4)
+
+
+def test_time_is_shared_where_a_component_begins():
+    own, dials = lines_of(np.zeros(80, int)), Dials(0, 0, 0, 255, 0, 0)
+    half = metric_limit.unprofiled(own, dials, 0.95)  # all of the first components begin alike
+    assert 0 < half == pytest.approx(metric_limit.unprofiled(own, dials, 0.9) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("error", [0.9, 0.6, 0.3, 0.05])
+def test_the_limit_with_profiles_is_the_least_over_the_levels_of_both_sides(error):
+    left, right = -2 * np.arange(16), -3 * np.arange(32)
+    own = Lines(np.zeros(1, int), np.zeros(1, int), np.array([[16, 32]]), np.r_[left, right])
+    lost, nats = [], []
+    for side in (left, right):
+        share = 2.0 ** (side / OCTAVE)
+        share /= share.sum()
+        level = np.geomspace(1e-4, 1, 400)[:, None]
+        lost.append(np.minimum(share, level).sum(axis=1))
+        nats.append(np.log(np.maximum(share / level, 1)).sum(axis=1) / 2)
+    missing = 1 - np.outer(1 - lost[0], 1 - lost[1])
+    size = np.add.outer(*nats) / (8 * np.log(2))
+    # The lower convex hull of what all pairs of levels reach, and nothing for nothing.
+    hull = max(
+        min(np.min(size + price * missing), price) - price * error
+        for price in np.geomspace(1, 1e3, 300)
+    )
+    assert metric_limit.least_bytes(own, Dials(*[0] * 6), error) == pytest.approx(hull, rel=5e-3)

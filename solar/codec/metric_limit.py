@@ -1,61 +1,99 @@
 """Metric limit: Shannon's bound for the errors that `activation` counts.
 
 The factors of a component of energy s are taken as Gaussian with variances s pi_i, as profiled.py
-takes them. At a level theta every entry has the distortion min(s pi_i, theta / (w s)), reverse
-water-filling over entries, sides, components and layers, and what a component adds to the weighed
-error is w (s^2 - (s - e_l)(s - e_r)) for errors e of its sides (limit.py has the same for dW). A
-code that has the metric but not the profiles knows of every component no more than s: `unprofiled`.
+takes them, here with pi that add up to 1 on either side. Shares f_l and f_r of its sides that are
+lost add w s^2 (1 - (1 - f_l) (1 - f_r)) to the weighed error (limit.py has the same for dW).
+Minimising error + lambda * nats is reverse water-filling over entries, sides, components and
+layers: an entry has the distortion min(s pi_i, lambda / (2 w s (1 - f))), f that of the other side,
+and a component that is not worth its nats is left out. A code that has the metric but not the
+profiles knows of every component no more than s: all pi_i of a side are alike.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from solar.codec import limit
 from solar.codec.frame_file import OCTAVE
 from solar.codec.profiled import Dials, Lines
 
 ROUNDS = 60
+SETTLED = 40  # rounds in which both sides of a component agree on what is lost
+
+
+class _Sides(NamedTuple):
+    """Sums over the entries of every side (sides, classes + 1): of those below a class the shares
+    of its energy, of the others how many there are and half the logarithms of their shares; least
+    (sides, 1): log2 of the share of an entry of the first class, times OCTAVE."""
+
+    energy: np.ndarray
+    count: np.ndarray
+    logs: np.ndarray
+    least: np.ndarray
 
 
 def least_bytes(own: Lines, dials: Dials, error: float) -> float:
     """Bytes below which no code of such Gaussian factors has a weighed squared error of `error`, as
     a share of that of sending nothing. own: all components of the update."""
-    sizes, weights = _components(own, dials)
-    entries = own.lengths.sum(axis=1)
-    variances = np.repeat(sizes, entries) * 2.0 ** (own.profiles / OCTAVE)
-    starts = np.cumsum(own.lengths.ravel()) - own.lengths.ravel()
-    total = float(np.sum(weights * sizes**2))
-
-    def at(theta: float) -> tuple[float, float]:
-        level = np.repeat(theta / (weights * sizes), entries)
-        lost = np.add.reduceat(np.minimum(variances, level), starts).reshape(-1, 2)
-        lost = np.minimum(lost, sizes[:, None])
-        left = sizes**2 - (sizes - lost[:, 0]) * (sizes - lost[:, 1])
-        bits = 0.5 * np.log2(np.maximum(variances / level, 1)).sum()
-        return float(np.sum(weights * left)) / total, float(bits)
-
-    if not len(sizes) or error >= 1:
-        return 0.0
-    high = float(np.max(np.repeat(weights * sizes, entries) * variances))
-    return at(_bracket(at, high, error)[0])[1] / 8
+    return _bytes(own, dials, own.profiles, error)
 
 
 def unprofiled(own: Lines, dials: Dials, error: float) -> float:
-    """The same for codes that know the spectrum alone: all entries of a side alike (limit.py)."""
-    sizes, weights = _components(own, dials)
-    s, (m, n) = np.sqrt(weights) * sizes, own.lengths.T.astype(float)
-    if not len(s) or error >= 1:
+    """The same for codes that know the spectrum alone."""
+    return _bytes(own, dials, np.zeros_like(own.profiles), error)
+
+
+def _bytes(own: Lines, dials: Dials, profiles: np.ndarray, error: float) -> float:
+    if not len(own.energies) or error >= 1:
         return 0.0
+    logs = 2 * own.energies - 2 * own.energies[own.first] * dials.relative / 255
+    worth = 2.0 ** ((logs - logs.max()) / OCTAVE)  # w s^2
+    sides = _sides(own.lengths, profiles)
 
-    def at(price: float) -> tuple[float, float]:
-        left, nats = limit.allocate(s, m, n, np.array([price]))
-        return float(left.sum() / np.sum(s**2)), float(nats.sum() / (8 * np.log(2)))
+    def at(level: float) -> tuple[float, float]:
+        lost, nats = _filled(sides, level / worth)
+        left = worth * (1 - np.prod(1 - lost, axis=1))
+        sent = left + 2 * level * nats < worth
+        share = np.sum(np.where(sent, left, worth)) / worth.sum()
+        return float(share), float(np.sum(nats[sent]) / (8 * np.log(2)))
 
-    high = 2 * float(np.max(s**2 / np.minimum(m, n)))
     # A component begins at once, with many bits: in between, time is shared.
-    ends = map(at, _bracket(at, high, error))
+    ends = map(at, _bracket(at, 2.0, error))
     return float(np.interp(error, *zip(*ends, strict=True)))
+
+
+def _sides(lengths: np.ndarray, profiles: np.ndarray) -> _Sides:
+    count = lengths.size
+    side, least = np.repeat(np.arange(count), lengths.ravel()), int(profiles.min())
+    width = int(profiles.max()) - least + 1
+    many = np.bincount(side * width + profiles - least, minlength=count * width)
+    many = many.reshape(count, width).astype(float)
+    share = many * 2.0 ** (np.arange(width) / OCTAVE)
+    total = share.sum(axis=1, keepdims=True)
+    first = -OCTAVE * np.log2(total)
+    log = many * (first + np.arange(width)) * np.log(2) / (2 * OCTAVE)
+    edge = np.zeros((count, 1))
+    below = np.concatenate([edge, np.cumsum(share / total, axis=1)], axis=1)
+    above = [
+        np.concatenate([np.cumsum(x[:, ::-1], axis=1)[:, ::-1], edge], axis=1) for x in (many, log)
+    ]
+    return _Sides(below, *above, first)
+
+
+def _filled(sides: _Sides, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares that both sides of every component lose (c, 2), and nats of both (c,). levels: (c,)
+    lambda / (2 w s^2)."""
+    row, last = np.arange(len(sides.energy)), sides.count.shape[1] - 1
+    lost = np.zeros((len(levels), 2))
+    for _ in range(SETTLED):
+        water = (levels[:, None] / np.maximum(1 - lost[:, ::-1], 1e-9)).ravel()
+        water = np.minimum(water, 1.0)  # no entry has more
+        place = np.ceil(OCTAVE * np.log2(water) - sides.least[:, 0])
+        place = np.clip(place, 0, last).astype(int)
+        count = sides.count[row, place]
+        lost = np.minimum(sides.energy[row, place] + water * count, 1).reshape(-1, 2)
+    nats = sides.logs[row, place] - count * np.log(water) / 2
+    return lost, nats.reshape(-1, 2).sum(axis=1)
 
 
 def _bracket(at: Callable[[float], tuple[float, float]], high: float, error: float) -> tuple:
@@ -65,9 +103,3 @@ def _bracket(at: Callable[[float], tuple[float, float]], high: float, error: flo
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if at(middle)[0] < error else (low, middle)
     return low, high
-
-
-def _components(own: Lines, dials: Dials) -> tuple[np.ndarray, np.ndarray]:
-    """Size and weight of every component."""
-    relative = -2 * own.energies[own.first] * dials.relative / 255
-    return 2.0 ** (own.energies / OCTAVE), 2.0 ** (relative / OCTAVE)
