@@ -10,7 +10,7 @@ Everything is computed in float64 and rounded to integers only then (codec/frame
 another machine gets the same file.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -49,18 +49,9 @@ def frames_of(
     batches: of tokens and mask, or of pixels, instead of what the base writes itself from `seed`;
     `about` then says what they are. Raises SolarError where the base cannot be run.
     """
-    with jax.enable_x64(True):
-        plain = {"dtype": "float64", "remat": False}
-        if base.family == "vit":
-            plain["num_labels"] = 0  # features in the place of a classifier's answers
-        precise = replace(
-            base,
-            config=replace(base.config, **plain),
-            params={k: np.asarray(v, np.float64) for k, v in base.params.items()},
-        )
-        if batches is None:
-            batches, about = own_batches(precise, seed)
-        moments, layers = _sum(precise, list(batches), seed, watch)
+    if batches is None:
+        batches, about = own_batches(base, seed)
+    moments, layers = second_moments(base, batches, seed=seed, watch=watch)
     found = watch(moments, len(moments), "eigenvectors")
     frames = tuple(frame_file.quantised(moment, rows) for moment in found)
     known = container.identify(Weights(base), layers)
@@ -68,16 +59,46 @@ def frames_of(
     return FramesFile(frames, layers, digests, {"rows": rows, **(about or {})})
 
 
-def own_batches(base: Base, seed: int) -> tuple[Iterator[dict], dict[str, Any]]:
+def second_moments(
+    base: Base,
+    batches: Iterable[dict[str, np.ndarray]],
+    *,
+    names: Collection[str] | None = None,
+    seed: int = 0,
+    watch: Watch = unwatched,
+) -> tuple[list[np.ndarray], dict[str, tuple[int, int]]]:
+    """Second moments (n, n) float64 of inputs and of gradients at outputs, and which two of them
+    are a projection's own, input first. names: projections that are asked about, all unless given.
+
+    Raises SolarError where the base cannot be run.
+    """
+    with jax.enable_x64(True):
+        return _sum(_precise(base), list(batches), seed, watch, names)
+
+
+def _precise(base: Base) -> Base:
+    """The base in float64; an image model without the classifier that adapters bring."""
+    plain = {"dtype": "float64", "remat": False}
+    if base.family == "vit":
+        plain["num_labels"] = 0
+    return replace(
+        base,
+        config=replace(base.config, **plain),
+        params={k: np.asarray(v, np.float64) for k, v in base.params.items()},
+    )
+
+
+def own_batches(base: Base, seed: int) -> tuple[list[dict], dict[str, Any]]:
     """What the base is run on where nothing is given, and what to call it."""
     if base.family == "vit":
         pixels = pictures(IMAGES, base.config.image_size, seed)
         about = {"images": "dead leaves and digits", "seed": seed, "n": IMAGES}
-        return ({"pixels": pixels[at : at + TOGETHER]} for at in range(0, IMAGES, TOGETHER)), about
-    tokens = written(base, PASSAGES, seed)
-    parts = (tokens[at : at + TOGETHER] for at in range(0, PASSAGES, TOGETHER))
+        return [{"pixels": pixels[at : at + TOGETHER]} for at in range(0, IMAGES, TOGETHER)], about
+    with jax.enable_x64(True):
+        tokens = written(_precise(base), PASSAGES, seed)
+    parts = [tokens[at : at + TOGETHER] for at in range(0, PASSAGES, TOGETHER)]
     about = {"text": "its own", "seed": seed, "tokens": PASSAGES * TOKENS}
-    return ({"tokens": part, "mask": np.ones(part.shape, bool)} for part in parts), about
+    return [{"tokens": part, "mask": np.ones(part.shape, bool)} for part in parts], about
 
 
 def written(base: Base, count: int, seed: int) -> np.ndarray:
@@ -124,11 +145,15 @@ def _as_taken(base: Base, batch: dict[str, np.ndarray], seed: int) -> dict[str, 
 
 
 def _sum(
-    base: Base, batches: list[dict[str, np.ndarray]], seed: int, watch: Watch
+    base: Base,
+    batches: list[dict[str, np.ndarray]],
+    seed: int,
+    watch: Watch,
+    names: Collection[str] | None = None,
 ) -> tuple[list[np.ndarray], dict[str, tuple[int, int]]]:
-    """Second moments (n, n) float64 of inputs and of gradients at outputs, and which of them are
-    every projection's own."""
+    """second_moments of a base as it is."""
     shape = structure(base.config)
+    asked = [name for name in shape.linears if names is None or name in names]
     leaves = {k: jnp.asarray(base.params[k]) for k in shape.leaves}
     layers: dict[str, int] = {}
 
@@ -149,7 +174,7 @@ def _sum(
             call.weight = projection.weight  # an output head is multiplied with, not called
             return call
 
-        for name in shape.linears:
+        for name in asked:
             above, _, last = name.rpartition(".")
             owner = find(model, above) if above else model
             setattr(owner, last, watched(name, getattr(owner, last)))

@@ -107,7 +107,13 @@ def quantised(moment: np.ndarray, count: int) -> Frame:
     step = mean * 2.0**-14
     values, vectors = np.linalg.eigh(np.round((moment + moment.T) / (2 * step)))
     values = np.maximum(values[::-1] * step, mean * 1e-6)
-    rows = vectors[:, ::-1][:, :count].T
+    return of_directions(vectors[:, ::-1], values, count)
+
+
+def of_directions(vectors: np.ndarray, values: np.ndarray, count: int) -> Frame:
+    """The frame of the first `count` of orthonormal columns `vectors` (n, n), `values` (n,) what
+    stands for the eigenvalue of each, above 0. count is below n."""
+    rows = vectors[:, :count].T
     rows = np.round(rows * (127 / np.abs(rows).max(axis=1, keepdims=True)))
     # The sign is free; the first largest entry is positive.
     first = np.argmax(np.abs(rows), axis=1)

@@ -9,7 +9,6 @@ and a component that is not worth its nats is left out. A code that has the metr
 profiles knows of every component no more than s: all pi_i of a side are alike.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ SETTLED = 40  # rounds in which both sides of a component agree on what is lost
 class _Sides(NamedTuple):
     """Sums over the entries of every side (sides, classes + 1): of those below a class the shares
     of its energy, of the others how many there are and half the logarithms of their shares; least
-    (sides, 1): log2 of the share of an entry of the first class, times OCTAVE."""
+    (sides,): log2 of the share of an entry of the first class, times OCTAVE."""
 
     energy: np.ndarray
     count: np.ndarray
@@ -57,9 +56,12 @@ def _bytes(own: Lines, dials: Dials, profiles: np.ndarray, error: float) -> floa
         share = np.sum(np.where(sent, left, worth)) / worth.sum()
         return float(share), float(np.sum(nats[sent]) / (8 * np.log(2)))
 
+    low, high = 2.0**-79, 2.0
+    for _ in range(ROUNDS):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if at(middle)[0] < error else (low, middle)
     # A component begins at once, with many bits: in between, time is shared.
-    ends = map(at, _bracket(at, 2.0, error))
-    return float(np.interp(error, *zip(*ends, strict=True)))
+    return float(np.interp(error, *zip(at(low), at(high), strict=True)))
 
 
 def _sides(lengths: np.ndarray, profiles: np.ndarray) -> _Sides:
@@ -77,7 +79,7 @@ def _sides(lengths: np.ndarray, profiles: np.ndarray) -> _Sides:
     above = [
         np.concatenate([np.cumsum(x[:, ::-1], axis=1)[:, ::-1], edge], axis=1) for x in (many, log)
     ]
-    return _Sides(below, *above, first)
+    return _Sides(below, *above, first[:, 0])
 
 
 def _filled(sides: _Sides, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,18 +90,9 @@ def _filled(sides: _Sides, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(SETTLED):
         water = (levels[:, None] / np.maximum(1 - lost[:, ::-1], 1e-9)).ravel()
         water = np.minimum(water, 1.0)  # no entry has more
-        place = np.ceil(OCTAVE * np.log2(water) - sides.least[:, 0])
+        place = np.ceil(OCTAVE * np.log2(water) - sides.least)
         place = np.clip(place, 0, last).astype(int)
         count = sides.count[row, place]
         lost = np.minimum(sides.energy[row, place] + water * count, 1).reshape(-1, 2)
     nats = sides.logs[row, place] - count * np.log(water) / 2
     return lost, nats.reshape(-1, 2).sum(axis=1)
-
-
-def _bracket(at: Callable[[float], tuple[float, float]], high: float, error: float) -> tuple:
-    """Two levels, next to each other, between which the first number of `at` passes `error`."""
-    low = high * 2.0**-80
-    for _ in range(ROUNDS):
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if at(middle)[0] < error else (low, middle)
-    return low, high
