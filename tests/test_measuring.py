@@ -1,12 +1,13 @@
 """Programs that measure an adapter's weights and score nothing: alignment, energy, reach, layer
-budget."""
+budget, and what presets cost."""
 
 import csv
 
 import numpy as np
 import pytest
 
-from experiments import alignment, csv_file, energy, layer_budget, reach
+from benchmarks import presets
+from experiments import alignment, csv_file, energy, layer_budget, lora_tuned, reach
 from paper_figures import layer_budget as figure
 from solar.codec.factors import Factors
 from solar.codec.metric import Reflections
@@ -105,3 +106,26 @@ def test_rows_of_others_stay(tmp_path):
     assert path.read_text().split() == ["who,x", "b,2", "b,3", "a,4"]
     with pytest.raises(KeyError):
         csv_file.put(path, ["who"], [{"x": 1}], ["who"])
+
+
+def test_presets_take_turns_and_a_slow_one_is_a_fault(monkeypatch, capsys):
+    given = ["--rounds", "1", *TINY]
+    monkeypatch.setattr(presets, "MOST", 1e9)
+    assert presets.main(given) == 0
+    told = capsys.readouterr().out
+    assert all(preset in told for preset in presets.PRESETS)
+    monkeypatch.setattr(presets, "MOST", 0.0)
+    assert presets.main(given) == 1
+    assert presets.main(["no_such=1"]) == 2
+    found = [{"compress": 2.0, "expand": 4.0}, {"compress": 3.0, "expand": 1.0}]
+    assert presets.ratios(found) == [(1, 1), (1.5, 0.25)]
+
+
+def test_lora_at_every_rate_and_length(monkeypatch, tmp_path):
+    given = "+rates=[1e-3,3e-2]", "+steps=[6]"
+    rows = run(monkeypatch, tmp_path, lora_tuned, *given)
+    assert [(row["rate"], row["steps"]) for row in rows] == [("0.001", "6"), ("0.03", "6")]
+    assert float(rows[1]["validation_loss"]) < float(rows[0]["validation_loss"])
+    assert run(monkeypatch, tmp_path, lora_tuned, *given) == rows
+    more = run(monkeypatch, tmp_path, lora_tuned, "+steps=[2]", "+ranks=[1]")
+    assert more[:2] == rows and [(row["steps"], row["rank"]) for row in more[2:]] == [("2", "1")]

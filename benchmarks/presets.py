@@ -1,0 +1,93 @@
+"""What a preset costs beside the paper's, on the adapter of an experiment, measured in one run.
+
+    python -m benchmarks.presets [--rounds 5] experiment=dinov2_budgets [key=value ...]
+
+`compress` and `expand` by `paper`, `weights` and `compact` take turns, in one process, bases and
+frames cached, with a 64th of the adapter's file as budget, trained heads apart. Printed are medians
+of the rounds and their ratios to `paper`; the first call, which compiles and fills the caches, is
+left out. A `compact` above 3 times `paper` is a fault, and the program ends with status 1.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.compare import shrink
+from experiments.finetune import finetune, prepare
+from experiments.program import composed
+from solar import api
+from solar.errors import SolarError
+
+PRESETS = ("paper", "weights", "compact")
+MOST = 3.0  # times paper that compact may take
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def measure(adapter: Path, base: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
+    """A dict a preset: bytes of its file, and median seconds of either direction."""
+    spent: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds + 1):
+        for preset in PRESETS:
+            file, out = folder / f"{preset}.solar", folder / preset
+            works = {
+                "compress": lambda p=preset, f=file: api.compress(adapter, base, f, preset=p),
+                "expand": lambda f=file, o=out: api.expand(f, base, o, force=True),
+            }
+            for name, work in works.items():
+                seconds = _timed(work)
+                if turn:
+                    spent.setdefault((preset, name), []).append(seconds)
+    return [
+        {"preset": preset, "bytes": (folder / f"{preset}.solar").stat().st_size}
+        | {name: statistics.median(spent[preset, name]) for name in ("compress", "expand")}
+        for preset in PRESETS
+    ]
+
+
+def ratios(found: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """To the first of them."""
+    return [tuple(row[k] / found[0][k] for k in ("compress", "expand")) for row in found]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.presets", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", help="an experiment, as for experiments.compare")
+    given = parser.parse_args(arguments)
+    try:
+        config = composed("compare", *given.overrides)
+        config = shrink(config) if config["tiny"] else config
+        setup = prepare(config)
+        adapter = finetune(config, setup)
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(adapter, setup.spec, given.rounds, Path(folder))
+    except SolarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    table = Table("preset", "bytes", "compress, s", "times paper", "expand, s", "times paper")
+    for row, (slower, later) in zip(found, ratios(found), strict=True):
+        table.add_row(
+            row["preset"], f"{row['bytes']:,}", f"{row['compress']:.2f}", f"{slower:.1f}",
+            f"{row['expand']:.2f}", f"{later:.1f}",
+        )  # fmt: skip
+    Console(width=100).print(table)
+    return int(max(ratios(found)[-1]) > MOST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
