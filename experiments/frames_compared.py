@@ -50,7 +50,8 @@ from solar.moments import ROWS, TOGETHER, TOKENS, own_batches, second_moments
 from solar.score import make_scorer
 
 BUDGETS = (1000, 4000)
-AMOUNTS = (256, 64, 16)  # passages or pictures
+AMOUNTS = (1024, 256, 64, 16)  # passages or pictures
+SHIPPED = 256  # in frames that `solar frames` measures
 OTHERS = 64  # of every other kind
 EPS = 0.1
 TEXT = "bbc_news"
@@ -76,7 +77,7 @@ def inputs_of(
 ) -> Iterator[tuple[str, list[dict[str, np.ndarray]]]]:
     """Name and batches of everything that moments are measured on; text: name of a task."""
     base, drawn = setup.base, np.random.Generator(np.random.PCG64(0))
-    own, _ = own_batches(base, 0)
+    own, _ = own_batches(base, 0, AMOUNTS[0])
     for amount in AMOUNTS:
         yield f"own, {amount}", own[: amount // TOGETHER]
     if base.family == "vit":
@@ -147,7 +148,7 @@ def variants(setup: Setup, names: tuple[str, ...], seen: Mapping[str, Seen]) -> 
 
     for name, own in seen.items():
         yield Variant(name, whole(own))
-    own = seen[f"own, {AMOUNTS[0]}"]
+    own = seen[f"own, {SHIPPED}"]
 
     def one_side(kept: int):
         return whole(own, lambda moment, side: frame_file.quantised(moment, ROWS)

@@ -101,7 +101,8 @@ def at_budgets(code: Callable[[int], Encoded], error: str) -> Iterator[Encoded]:
             at = min(max(above, default=0), len(tried) - 2)
             (x, e), (y, f) = tried[at], tried[at + 1]
             guess = round(math.exp(x + (y - x) * (e - target) / (e - f))) if e > f else 0
-            if not LEAST <= guess <= BUDGETS[-1]:
+            guess = min(max(guess, LEAST), BUDGETS[-1])
+            if any(math.log(guess) == size for size, _ in tried):
                 break
             coded = code(guess)
             tried = sorted([*tried, (math.log(guess), coded.report[error])])

@@ -22,6 +22,7 @@ from paper_figures import (
     parity,
     perturbation,
     program,
+    reached,
     retained,
     retained_grid,
     rows,
@@ -39,6 +40,7 @@ FIGURES = (
     bound_vs_error,
     alignment,
     layer_budget,
+    reached,
 )
 
 

@@ -39,7 +39,7 @@ def _cell(points: Sequence[dict[str, Any]], whole: float | None, named: bool = F
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A line a panel. Raises ValueError where no row has bytes and a retained gain."""
-    head = ("base and task", "LoRA", *CODES, "best other")
+    head = ("base and task", "LoRA, bytes", *CODES, "best other")
     lines = [tables.bar(*head), tables.bar("---", *["---:"] * (len(head) - 2), "---")]
     for panel in panels_of(rows):
         whole = float32_bytes(panel)

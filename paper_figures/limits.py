@@ -16,6 +16,8 @@ from paper_figures import program, rows, tables
 ADAPTERS = {
     "smollm2_sentiment": "SmolLM2, q and v, r = 4",
     "offline_vit": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
+    "gpt2_mini_budgets": "gpt2-mini, c_attn, r = 4",
+    "smollm2_budgets_all": "SmolLM2, all projections, r = 8",
 }
 HEAD = {
     "adapter": "---", "code": "---", "bytes": "---:", "relative error": "---:",

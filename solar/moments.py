@@ -88,16 +88,21 @@ def _precise(base: Base) -> Base:
     )
 
 
-def own_batches(base: Base, seed: int) -> tuple[list[dict], dict[str, Any]]:
-    """What the base is run on where nothing is given, and what to call it."""
+def own_batches(
+    base: Base, seed: int, count: int | None = None
+) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+    """What the base is run on where nothing is given, `count` passages or pictures, and what to
+    call it. More of them begin with the same."""
     if base.family == "vit":
-        pixels = pictures(IMAGES, base.config.image_size, seed)
-        about = {"images": "dead leaves and digits", "seed": seed, "n": IMAGES}
-        return [{"pixels": pixels[at : at + TOGETHER]} for at in range(0, IMAGES, TOGETHER)], about
+        count = count or IMAGES
+        pixels = pictures(count, base.config.image_size, seed)
+        about = {"images": "dead leaves and digits", "seed": seed, "n": count}
+        return [{"pixels": pixels[at : at + TOGETHER]} for at in range(0, count, TOGETHER)], about
+    count = count or PASSAGES
     with jax.enable_x64(True):
-        tokens = written(_precise(base), PASSAGES, seed)
-    parts = [tokens[at : at + TOGETHER] for at in range(0, PASSAGES, TOGETHER)]
-    about = {"text": "its own", "seed": seed, "tokens": PASSAGES * TOKENS}
+        tokens = written(_precise(base), count, seed)
+    parts = [tokens[at : at + TOGETHER] for at in range(0, count, TOGETHER)]
+    about = {"text": "its own", "seed": seed, "tokens": count * TOKENS}
     return [{"tokens": part, "mask": np.ones(part.shape, bool)} for part in parts], about
 
 

@@ -25,6 +25,7 @@ from paper_figures import (
     limits,
     parity,
     perturbation,
+    reached,
     retained,
     retained_grid,
     rows,
@@ -306,6 +307,40 @@ def test_the_limit_table_orders_codes_and_names_an_adapter_once():
     assert not any("DINOv2" in line for line in lines[1:])
     with pytest.raises(ValueError, match="lack ratio"):
         limits.markdown([{k: v for k, v in found[0].items() if k != "ratio"}])
+
+
+def test_what_is_reached_stands_beside_its_own_limits(monkeypatch, tmp_path):
+    def file(adapter, code, size, error):
+        profiled = size // 4 if code == "compact" else None
+        return {"adapter": adapter, "code": code, "payload": size, "relative_error": error,
+                "limit": size // 2, "profiled_limit": profiled}  # fmt: skip
+
+    found = [
+        file(adapter, code, size, 500 / size)
+        for adapter in ("offline_vit", "own")
+        for code in ("compact", "absolute weights", "1-bit")
+        for size in (4000, 1000)
+    ]
+    kept = []
+    monkeypatch.setattr(style, "save", lambda figure, folder, name: kept.append(figure))
+    reached.draw(found, tmp_path)
+    panels = kept[0].axes
+    assert (
+        len(panels) == 4 and "DINOv2" in panels[0].get_ylabel() and "own" in panels[2].get_ylabel()
+    )
+    for own, other in (panels[:2], panels[2:]):
+        told = {line.get_label(): line.get_xdata().tolist() for line in own.get_lines()}
+        assert told == {"compact": [1000, 4000], "limit with profile": [250, 1000],
+                        "limit of the spectrum": [500, 2000]}  # fmt: skip
+        told = {line.get_label(): line.get_xdata().tolist() for line in other.get_lines()}
+        assert told.keys() == {
+            "absolute weights",
+            "quantised factors, paper",
+            "limit of the spectrum",
+        }
+        assert told["absolute weights"] == [1000, 4000]
+    with pytest.raises(ValueError, match="lack profiled_limit"):
+        reached.draw([{k: v for k, v in found[0].items() if k != "profiled_limit"}], tmp_path)
 
 
 def test_a_counterpart_tells_what_each_code_keeps_and_its_bytes_without_the_head(tmp_path):
