@@ -46,7 +46,7 @@ from solar.codec.frame_file import Frame, FramesFile
 from solar.codec.heads import pack_heads
 from solar.compilation import cache_compilations
 from solar.evaluate import Weights, task_for, usual_names
-from solar.moments import ROWS, TOGETHER, TOKENS, own_batches, second_moments
+from solar.moments import ROWS, TOGETHER, TOKENS, in_batches, own_batches, second_moments
 from solar.score import make_scorer
 
 BUDGETS = (1000, 4000)
@@ -83,22 +83,19 @@ def inputs_of(
     if base.family == "vit":
         size = base.config.image_size
         noise = drawn.integers(0, 256, (OTHERS, size, size, 3)).astype(np.uint8)
-        yield "noise", _batches({"pixels": noise})
+        yield "noise", in_batches({"pixels": noise})
     else:
         tokens = drawn.integers(0, base.config.vocab_size, (OTHERS, TOKENS)).astype(np.int32)
-        yield "random tokens", _batches({"tokens": tokens, "mask": np.ones(tokens.shape, bool)})
+        yield "random tokens", in_batches({"tokens": tokens, "mask": np.ones(tokens.shape, bool)})
         config = OmegaConf.to_container(OmegaConf.load(CONFIGS / "task" / f"{text}.yaml"))
-        yield text, _batches(task_for(base, config, data_seed).train, TOKENS)
-    yield "the task's inputs", _batches(setup.task.train)
+        yield text, in_batches(_first(task_for(base, config, data_seed).train, TOKENS))
+    yield "the task's inputs", in_batches(_first(setup.task.train))
 
 
-def _batches(arrays: Mapping[str, np.ndarray], width: int | None = None) -> list[dict]:
-    """The first rows of a split, without labels, text cut to its longest or to `width` tokens."""
-    found = {k: arrays[k][:OTHERS] for k in ("tokens", "mask", "pixels") if k in arrays}
-    if "mask" in found:
-        width = width or int(found["mask"].sum(axis=1).max())
-        found = {k: v[:, :width] for k, v in found.items()}
-    return [{k: v[i : i + TOGETHER] for k, v in found.items()} for i in range(0, OTHERS, TOGETHER)]
+def _first(arrays: Mapping[str, np.ndarray], width: int | None = None) -> dict[str, np.ndarray]:
+    """The first rows of a split, text cut to `width` tokens."""
+    found = {k: v[:OTHERS] for k, v in arrays.items()}
+    return {k: v[:, :width] if k in ("tokens", "mask") else v for k, v in found.items()}
 
 
 def in_directions(moment: np.ndarray, vectors: np.ndarray) -> Frame:

@@ -241,12 +241,21 @@ def verify(
     return decoded.header
 
 
-def frames(base: str, out: str | os.PathLike, *, watch: Watch = unwatched) -> dict[str, Any]:
+def frames(
+    base: str,
+    out: str | os.PathLike,
+    *,
+    inputs: str | os.PathLike | None = None,
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
     """Measures the frames of a base (solar/moments.py), which `compact` codes in, and writes them
     to `out` and to the cache. Sender and receiver need the same file; it depends on the base alone.
 
+    inputs: a text file with one a line or a folder of images, without labels, to measure on in
+    place of what needs no data: files for models that see such inputs are smaller. Then nothing is
+    put into the cache, and both ends name the file (`frames=`).
     Returns the hash that packets name it by, its bytes and what it was measured on. Raises
-    SolarError where the base cannot be run.
+    SolarError where the base cannot be run and where no inputs can be read.
     """
     from solar.codec import frame_file
     from solar.frame_store import made
@@ -254,7 +263,7 @@ def frames(base: str, out: str | os.PathLike, *, watch: Watch = unwatched) -> di
     out = Path(out)
     if out.is_dir():
         raise SolarError(f"{out} is a directory; give the name of a file to write")
-    own = made(base, watch)
+    own = made(base, watch) if inputs is None else _frames_on(base, inputs, watch)
     frame_file.write(out, own)
     return {
         "file": str(out),
@@ -264,6 +273,16 @@ def frames(base: str, out: str | os.PathLike, *, watch: Watch = unwatched) -> di
         "inputs": len(own.frames),
         "about": own.about,
     }
+
+
+def _frames_on(base: str, inputs: str | os.PathLike, watch: Watch):
+    from solar import channel
+    from solar.moments import frames_of, in_batches, load_small
+
+    model = load_small(base)
+    task = channel.unlabelled(model, inputs)
+    about = {"inputs": "given", "n": channel.count(task), "of": task.identity}
+    return frames_of(model, in_batches(task.train), about=about, watch=watch)
 
 
 def limit(adapter: str | os.PathLike) -> dict[str, Any]:

@@ -20,6 +20,10 @@ CALIBRATION = (
     "own: what the base writes itself, or for an image model pictures from a seed "
     "(./own is a file of that name)"
 )
+INPUTS = (
+    "measure on these, without labels, a text file with one a line or a folder of images, and keep "
+    "the frames in FILE only; both ends then give --frames FILE"
+)
 SHOWN_LAYERS = 3
 ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
@@ -65,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     own = verb("frames", "measure the frames of a base that compact files are coded in, once")
     own.add_argument("base", metavar="BASE", help=BASE)
     own.add_argument("--out", required=True, metavar="FILE")
+    own.add_argument("--inputs", metavar="DATA", help=INPUTS)
     own = verb("limit", "show the fewest bytes that any code of the weights needs")
     own.add_argument("adapter", metavar="ADAPTER_DIR")
     return top

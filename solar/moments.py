@@ -10,7 +10,7 @@ Everything is computed in float64 and rounded to integers only then (codec/frame
 another machine gets the same file.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,23 @@ def frames_of(
     known = container.identify(Weights(base), layers)
     digests = dict(zip(known.names, known.digests, strict=True))
     return FramesFile(frames, layers, digests, {"rows": rows, **(about or {})})
+
+
+def in_batches(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The inputs of a split in batches that moments are measured on; text, short to long, is cut to
+    the longest of its batch, in steps of 8 tokens so that few widths are compiled."""
+    found = {k: arrays[k] for k in ("tokens", "mask", "pixels") if k in arrays}
+    count, parts = len(next(iter(found.values()))), []
+    order = np.arange(count)
+    if "mask" in found:
+        order = np.argsort(found["mask"].sum(axis=1), kind="stable")
+    for at in range(0, count, TOGETHER):
+        part = {k: v[order[at : at + TOGETHER]] for k, v in found.items()}
+        if "mask" in part:
+            width = -(-int(part["mask"].sum(axis=1).max()) // 8) * 8
+            part = {k: v[:, :width] for k, v in part.items()}
+        parts.append(part)
+    return parts
 
 
 def second_moments(

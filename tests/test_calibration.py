@@ -144,3 +144,44 @@ def test_what_cannot_be_used_is_refused(tmp_path, monkeypatch, capsys, data, mor
     given += ["--out", str(tmp_path / "own.solar"), "--calibration", str(tmp_path / data), *more]
     assert cli.main(given) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "own.solar").exists()
+
+
+def test_frames_of_given_inputs_serve_them_better(tmp_path, monkeypatch, capsys, lines):
+    monkeypatch.setenv("SOLAR_CACHE", str(tmp_path / "cache"))
+    base, pairs = adapter(tmp_path / "adapter", "llama")
+    given, plain = tmp_path / "given.frames", tmp_path / "plain.frames"
+    assert cli.main(["frames", "tiny:llama", "--out", str(plain), "--json"]) == 0
+    assert cli.main(["frames", "tiny:llama", "--out", str(given), "--json", "--inputs",
+                     str(lines)]) == 0  # fmt: skip
+    first, found = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found["about"]["inputs"] == "given" and found["about"]["n"] == 48
+    assert found["hash"] != first["hash"]
+    # Nothing finds them but who is given them: the cache has the base's own alone.
+    (kept,) = (tmp_path / "cache" / "frames").iterdir()
+    assert first["hash"] in kept.name
+    file, out = tmp_path / "own.solar", tmp_path / "again"
+    compress = ["compress", str(tmp_path / "adapter"), "--base", "tiny:llama", "--budget-bytes"]
+    own = channel.unlabelled(base, lines)
+    told = {}
+    for frames in (plain, given):
+        assert cli.main([*compress, "330", "--out", str(file), "--frames", str(frames)]) == 0
+        expand = ["expand", str(file), "--base", "tiny:llama", "--out", str(out), "--force"]
+        if frames == given:
+            capsys.readouterr()
+            assert cli.main(expand) == 2 and "needs the frames" in capsys.readouterr().err
+        assert cli.main([*expand, "--frames", str(frames)]) == 0
+        again = canonical(peft_io.read(out, base).pairs)
+        start = Adapter(pairs, {})
+        (told[frames],) = channel.divergence(base, start, own, [(again, {})])
+    assert told[given] < told[plain]
+
+
+def test_inputs_in_batches_are_cut_to_the_longest(tmp_path):
+    tokens = np.arange(20 * 30, dtype=np.int32).reshape(20, 30)
+    mask = np.arange(30)[None, :] < np.r_[np.full(4, 30), np.full(16, 5)][:, None]
+    short, long = moments.in_batches({"tokens": tokens, "mask": mask, "label": np.zeros(20)})
+    assert short["tokens"].shape == (16, 8) and long["tokens"].shape == (4, 30)
+    assert short.keys() == {"tokens", "mask"}
+    assert (short["tokens"][0] == tokens[4, :8]).all() and (long["tokens"] == tokens[:4]).all()
+    (pixels,) = moments.in_batches({"pixels": np.zeros((3, 8, 8, 3)), "label": np.zeros(3)})
+    assert pixels["pixels"].shape == (3, 8, 8, 3)
