@@ -134,8 +134,10 @@ def test_budgets_are_filled_where_values_lie_in_heaps():
     prices = []
     for budget in range(300, 1000, 50):
         given = profiled.Dials(-215, 0, 0, 64, 16, 0)
-        dials, sent, price = allot.fill(own, given, size, budget)
+        dials, sent, price, found = allot.fill(own, given, size, budget)
         body = profiled.pack(profiled.only(own, sent), dials, price=price)
+        # What was found on the way is what is sent.
+        assert body == profiled.pack(profiled.only(own, sent), dials, price=price, found=found)
         assert 0.97 * budget <= len(body) <= budget, budget
         prices.append(price)
     assert min(prices) < 1
@@ -148,7 +150,7 @@ def test_a_file_that_is_too_long_by_more_than_a_word_gets_wider_cells(base, fram
     def far_too_fine(*given, **more):
         found = plan(*given, **more)
         finer = found.dials._replace(step=found.dials.step - 12)
-        return found._replace(dials=finer)
+        return found._replace(dials=finer, quantised=None)
 
     monkeypatch.setattr(choose, "plan", far_too_fine)
     coded = activation.encode(update(), base, frames, budget_bytes=2500)

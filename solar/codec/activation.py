@@ -93,7 +93,9 @@ def encode(
     own, dials, kept = plan.own, plan.dials, choose.ranks_of(seen, plan.sent)
     part, offsets = profiled.only(own, plan.sent), choose.offsets_of(known, kept, plan.offsets)
     room, price, dearer = budget_bytes - overhead(kept) - len(packed), plan.price, 1 + DEARER
-    while len(body := profiled.pack(part, dials, offsets, price)) > room:
+    found = plan.quantised
+    while len(body := profiled.pack(part, dials, offsets, price, found)) > room:
+        found = None
         # The coder may need a word more than was told. A dearer bit moves a number by a cell or
         # two at most; what is too long by more needs wider cells.
         if price > MOST * plan.price:
@@ -101,7 +103,7 @@ def encode(
         else:
             price, dearer = price * dearer, dearer**2
     # The sender reads its own file, so what is measured is what arrives.
-    decoded, numbers = _rebuild(known, kept, frames, body)
+    decoded, numbers = _rebuild(known, kept, frames, body, turns)
     fixed = FIXED.pack(frames.hash, checksum.choose_offset(numbers))
     mark = checksum.checksum(numbers, FIXED.unpack(fixed)[1], _bound_to(fixed, body))
     packet = Packet("activation", fixed + mark, known.hash, names, kept, body, packed)
@@ -167,9 +169,14 @@ def _bound_to(fixed: bytes, body: bytes) -> bytes:
 
 
 def _rebuild(
-    known: Base, ranks: tuple[int, ...], frames: FramesFile, body: bytes
+    known: Base,
+    ranks: tuple[int, ...],
+    frames: FramesFile,
+    body: bytes,
+    turns: dict[str, tuple[metric.Reflections, metric.Reflections]] | None = None,
 ) -> tuple[dict[str, Factors], np.ndarray]:
-    """The decoded update and the numbers of its checksum. Raises PacketError."""
+    """The decoded update and the numbers of its checksum. turns: the frames' reflections, where
+    they are known already. Raises PacketError."""
     sides = coded_sides(known.shapes, ranks)
     guard.check_entries(sides, len(body))
     sent = [i for i, rank in enumerate(ranks) if rank]
@@ -184,7 +191,7 @@ def _rebuild(
         for rank, shape, profile in zip(ranks, known.shapes, profiles, strict=True)
         if rank
     ]
-    turns = framed.reflections(known, ranks, frames)
+    turns = turns or framed.reflections(known, ranks, frames)
     found: dict[tuple[int, int], np.ndarray] = {}
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
         for i, table in zip(sent, profiled.unpack(head, layers), strict=True):

@@ -9,7 +9,9 @@ grow by leaps; what is left then is spent by quantising at a lower price of a bi
 """
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from solar.codec import energies, profiled, trellis
 from solar.codec.frame_file import OCTAVE
-from solar.codec.profiled import PRICE, Dials, Lines, only
+from solar.codec.profiled import PRICE, Dials, Lines, Quantised, only
 from solar.codec.trellis import MOST
 
 LEAST = -18  # classes of the scalar quantiser: 0.21 standard deviations over steps
@@ -28,6 +30,7 @@ SHARE = 0.95  # of the scalar quantiser's bits that the trellis needs, before it
 ROUNDS = 2  # of measuring it
 NEAR = 4  # quarters of an octave by which the step may move for it
 WORD = 4  # bytes in which the stream grows
+TOGETHER = 2**18  # entries that a thread is worth
 TRIES, CLOSE = 6, 0.002  # of the trellis at the end, and the share of a budget that may be left
 
 
@@ -75,39 +78,62 @@ def _tables():
 
 
 class Tried(NamedTuple):
-    """What dials would do with a scalar quantiser: bits (c,) and decoded values (entries,)."""
+    """What dials would do with a scalar quantiser: bits (c,), by how much sending a component
+    lowers the squared error in the metric (c,), and decoded values (entries,)."""
 
     bits: np.ndarray
+    gains: np.ndarray
     decoded: np.ndarray
 
 
 def attempt(own: Lines, dials: Dials) -> Tried:
-    """Quantises every component."""
+    """Quantises every component, side by side where there are many."""
+    count, sizes = len(own.energies), own.lengths.sum(axis=1)
+    step, decoded = profiled.steps_of(own, dials), np.zeros(len(own.values))
+    ends = np.cumsum(sizes)
+    many = min(os.cpu_count() or 1, -(-len(decoded) // TOGETHER)) if count else 1
+    cuts = np.searchsorted(ends, np.arange(1, many) * len(decoded) // many).tolist()
+
+    def part(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        place = slice(*(int(ends[i - 1]) if i else 0 for i in (first, last)))
+        here = Lines(own.energies[first:last], own.first, own.lengths[first:last],
+                     own.profiles[place], own.values[place])  # fmt: skip
+        return _attempt(here, step[first:last], dials.power, decoded[place])
+
+    edges = [0, *cuts, count]
+    both = list(zip(edges, edges[1:], strict=False))
+    if many == 1:
+        found = [part(*pair) for pair in both]
+    else:
+        with ThreadPoolExecutor(many) as pool:
+            found = list(pool.map(lambda pair: part(*pair), both))
+    bits, gains = (np.concatenate(x) for x in zip(*found, strict=True))
+    return Tried(bits, gains, decoded)
+
+
+def _attempt(
+    own: Lines, step: np.ndarray, power: int, decoded: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and gains of components with squared steps 2^step; their entries go into `decoded`."""
+    if not len(own.energies):
+        return np.zeros(0), np.zeros(0)
     dead, start, last, cost, means = _tables()
-    whole = profiled.classes(own, dials)
+    whole = np.minimum(profiled.spread(own, own.energies - step) + own.profiles, MOST)
     place = np.flatnonzero(whole >= LEAST)
     index = whole[place] - LEAST
-    energies, step = (
-        profiled.spread(own, x)[place] for x in (own.energies, profiled.steps_of(own, dials))
-    )
-    width = profiled.widths(energies, own.profiles[place], step, dials.power) / math.sqrt(PRICE)
+    owner = profiled.spread(own, np.arange(len(own.energies)))[place]
+    width = profiled.widths(own.energies[owner], own.profiles[place], step[owner], power)
+    width /= math.sqrt(PRICE)
     values = own.values[place]
     cell = np.floor(np.abs(values) / width + 1 - dead[index]).astype(np.int64)
-    cell = np.clip(cell, 0, last[index])
-    decoded = np.zeros(len(whole))
-    decoded[place] = np.sign(values) * means[start[index] + cell] * width
-    owner = profiled.spread(own, np.arange(len(own.energies)))[place]
-    bits = np.bincount(owner, cost[start[index] + cell], len(own.energies))
-    return Tried(bits, decoded)
-
-
-def gains(own: Lines, decoded: np.ndarray) -> np.ndarray:
-    """(c,) by how much sending a component lowers the squared error in the metric."""
+    cell = np.clip(cell, 0, last[index]) + start[index]
+    decoded[place] = np.sign(values) * means[cell] * width
+    bits = np.bincount(owner, cost[cell], len(own.energies))
     ends = np.cumsum(own.lengths.ravel())
     starts = ends - own.lengths.ravel()
     together = np.add.reduceat(own.values * decoded, starts).reshape(-1, 2)
     alone = np.add.reduceat(decoded**2, starts).reshape(-1, 2)
-    return 2 * together.prod(axis=1) - alone.prod(axis=1)
+    return bits, 2 * together.prod(axis=1) - alone.prod(axis=1)
 
 
 def cost(own: Lines, dials: Dials) -> float:
@@ -117,11 +143,11 @@ def cost(own: Lines, dials: Dials) -> float:
     return float(tried.bits.sum() + np.sum((tried.decoded - own.values) ** 2 / each) / PRICE)
 
 
-def _worths(own: Lines, dials: Dials, decoded: np.ndarray, bits: np.ndarray) -> np.ndarray:
+def _worths(own: Lines, dials: Dials, gains: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """(c,) what a bit of a component gains, over the price at which its entries are quantised; no
     more than that of the components before it in its layer, which have to be sent too."""
     size = 2.0 ** ((own.energies + profiled.steps_of(own, dials) + 2 * dials.power) / OCTAVE)
-    worth = gains(own, decoded) / (PRICE * size * bits)
+    worth = gains / (PRICE * size * bits)
     place = np.arange(len(worth)) - own.first
     for rank in range(1, int(place.max(initial=0)) + 1):
         here = np.flatnonzero(place == rank)
@@ -141,10 +167,10 @@ def _range(own: Lines, dials: Dials) -> tuple[int, int]:
 
 def _found(
     own: Lines, dials: Dials, size: Callable[[np.ndarray, float], int], budget: int, share: float,
-    steps: tuple[int, int], around: int,
+    steps: tuple[int, int], around: int, known: dict[int, tuple[np.ndarray, np.ndarray]],
 ) -> tuple[int, np.ndarray]:  # fmt: skip
     """The step within `steps`, and the components (c,), of most gain where cells have `share` of
-    the bits that the scalar quantiser has."""
+    the bits that the scalar quantiser has. known: bits and gains of the steps that were tried."""
     count = len(own.energies)
     scale = energies.shape(own.energies, own.first, own.lengths)[0] / count
 
@@ -152,9 +178,11 @@ def _found(
         """The best components of worth above `least` that fit, how many more there would have been,
         and what they gain."""
         here = dials._replace(step=step, boost=0)
-        tried = attempt(own, here)
-        bits = share * tried.bits + scale
-        worth = _worths(own, here, tried.decoded, bits)
+        if step not in known:
+            known[step] = attempt(own, here)[:2]
+        alone, gains = known[step]
+        bits = share * alone + scale
+        worth = _worths(own, here, gains, bits)
         order = np.argsort(-worth, kind="stable")
         wanted = int(np.sum(worth > least))
 
@@ -168,7 +196,7 @@ def _found(
         many = wanted if fits(wanted) else _most(fits, 0, wanted)
         sent = taken(many)
         weight = 2.0 ** (-(profiled.steps_of(own, here) + own.energies) / OCTAVE)
-        return sent, wanted - many, float(np.sum((weight * gains(own, tried.decoded))[sent]))
+        return sent, wanted - many, float(np.sum((weight * gains)[sent]))
 
     low, high = steps
     while low < high:  # the finest step at which all that is worth its bits fits
@@ -187,53 +215,60 @@ def outline(
     """About what `fill` finds, by the scalar quantiser alone."""
     if not len(own.energies):
         return dials, np.zeros(0, bool)
-    step, sent = _found(own, dials, size, budget, SHARE, _range(own, dials), AROUND)
+    step, sent = _found(own, dials, size, budget, SHARE, _range(own, dials), AROUND, {})
     return dials._replace(step=step, boost=0), sent
 
 
-def fill(
-    own: Lines, dials: Dials, size: Callable[[np.ndarray, float], int], budget: int
-) -> tuple[Dials, np.ndarray, float]:
-    """Dials, the components (c,) that are sent, and the price of a bit at which their file,
-    size(sent, bits), has at most `budget` bytes and hardly less."""
+class Filled(NamedTuple):
+    """Dials, the components (c,) that are sent, the price of a bit, and what is sent so, or None
+    where that was not found on the way."""
+
+    dials: Dials
+    sent: np.ndarray
+    price: float = 1.0
+    quantised: Quantised | None = None
+
+
+def fill(own: Lines, dials: Dials, size: Callable[[np.ndarray, float], int], budget: int) -> Filled:
+    """How a file, size(sent, bits), has at most `budget` bytes and hardly less."""
     if not len(own.energies):
-        return dials, np.zeros(0, bool), 1.0
-    share, steps, around = SHARE, _range(own, dials), AROUND
-    for _ in range(ROUNDS):
-        step, sent = _found(own, dials, size, budget, share, steps, around)
-        if not sent.any():
+        return Filled(dials, np.zeros(0, bool))
+    share, steps, known = SHARE, _range(own, dials), {}
+    for turn in range(ROUNDS):
+        step, sent = _found(own, dials, size, budget, share, steps, AROUND, known)
+        if turn == ROUNDS - 1 or not sent.any():
             break
         part, here = only(own, sent), dials._replace(step=step, boost=0)
         real = profiled.quantise(part, here).bits
         share = real / max(float(attempt(part, here).bits.sum()), 1.0)
         steps = max(step - NEAR, steps[0]), min(step + NEAR, steps[1])
     if not sent.any():
-        return dials._replace(step=step, boost=0), sent, 1.0
-    dials, price = _finest(own, sent, dials._replace(step=step, boost=0), size, budget)
-    return dials, sent, price
+        return Filled(dials._replace(step=step, boost=0), sent)
+    return _finest(own, sent, dials._replace(step=step, boost=0), size, budget)
 
 
 def again(
     own: Lines, sent: np.ndarray, dials: Dials, price: float,
     size: Callable[[np.ndarray, float], int], budget: int, spare: float,
-) -> tuple[Dials, float]:  # fmt: skip
-    """Dials near these and the price of a bit for components (c,) that are sent in any case: these
+) -> Filled:  # fmt: skip
+    """The same near these dials and this price for components (c,) that are sent in any case: these
     themselves where their file leaves no more than `spare` of the budget. `size` reckons with a
     word that the coder hardly ever needs, so a file may be a word too long by it."""
     if not sent.any():
-        return dials._replace(boost=0), price
+        return Filled(dials._replace(boost=0), sent, price)
     part = only(own, sent)
     dials = dials._replace(boost=min(dials.boost, len(part.energies) - 1))
-    bits = profiled.quantise(part, dials, price).bits + profiled.energy_bits(part)
+    found = profiled.quantise(part, dials, price)
+    bits = found.bits + profiled.energy_bits(part)
     if -WORD <= budget - size(sent, bits) <= max(spare * budget, WORD):
-        return dials, price
+        return Filled(dials, sent, price, found)
     return _finest(own, sent, dials, size, budget)
 
 
 def _finest(
     own: Lines, sent: np.ndarray, dials: Dials, size: Callable[[np.ndarray, float], int],
     budget: int,
-) -> tuple[Dials, float]:  # fmt: skip
+) -> Filled:  # fmt: skip
     """The dials near these whose file is the fullest that fits, and the price of a bit that fills
     it further."""
     part, known = only(own, sent), {}
@@ -244,10 +279,17 @@ def _finest(
         turns, rest = divmod(boost, count)
         return dials._replace(step=dials.step - turns, boost=rest)
 
+    best: tuple[int, Quantised] | None = None  # of the fullest file that fits: what it leaves
+
     def over(boost: int, price: float = 1.0) -> int:
         """Bytes above the budget."""
-        bits = profiled.quantise(part, at(boost), price).bits + scale
-        return size(sent, bits) - budget
+        nonlocal best
+        found = profiled.quantise(part, at(boost), price)
+        more = size(sent, found.bits + scale) - budget
+        # At one dial a lower price that fits is taken whatever it leaves.
+        if more <= 0 and (best is None or more > best[0] or price < 1.0):
+            best = more, found
+        return more
 
     # A component a quarter finer has an eighth of a bit more in each number that has any.
     each = max(float(np.sum(profiled.classes(part, dials) >= profiled.LEAST)) / count / 64, 0.01)
@@ -272,9 +314,10 @@ def _finest(
             break
     fitting = [b for b in known if known[b] <= 0]
     if not fitting:
-        return at(min(known)), 1.0
-    best = max(fitting, key=known.get)
-    return at(best), trellis.lowest_price(lambda price: over(best, price), -known[best], close)
+        return Filled(at(min(known)), sent)
+    boost = max(fitting, key=known.get)
+    price = trellis.lowest_price(lambda price: over(boost, price), -known[boost], close)
+    return Filled(at(boost), sent, price, best[1])
 
 
 def _most(fits: Callable[[int], bool], low: int, high: int) -> int:

@@ -13,7 +13,7 @@ from solar.codec import allot, bands, framed, metric, profiled
 from solar.codec.container import Base
 from solar.codec.frame_file import OCTAVE, FramesFile
 from solar.codec.framed import Offsets
-from solar.codec.profiled import Dials, Lines
+from solar.codec.profiled import Dials, Lines, Quantised
 
 SLOPES = range(8, 31, 2)  # of the profile of inputs, in 16ths; what the sender chooses from
 OUTS = range(0, 31, 2)  # of that of outputs
@@ -69,13 +69,15 @@ class Decided(NamedTuple):
 
 class Plan(NamedTuple):
     """What is sent of an update: all its components, the mask (c,) of those that are, and how;
-    price: of a bit, by which the sender quantises."""
+    price: of a bit, by which the sender quantises; quantised: what comes of it, None where that was
+    not found on the way."""
 
     own: Lines
     sent: np.ndarray
     dials: Dials
     offsets: Offsets
     price: float = 1.0
+    quantised: Quantised | None = None
 
 
 def sizes_of(seen: Sequence[metric.Seen | None], overhead: Callable[..., int], heads: int) -> Size:
@@ -143,12 +145,11 @@ def plan(
     if like:
         place = np.arange(len(energies)) - own.first
         sent = place < np.repeat(like.ranks, ranks)
-        dials, price = allot.again(own, sent, dials, like.price, size, budget_bytes, spare)
+        found = allot.again(own, sent, dials, like.price, size, budget_bytes, spare)
     else:
-        dials, sent, price = allot.fill(own, dials, size, budget_bytes)
-    if not sent.any():
-        dials = dials._replace(banded=0)
-    return Plan(own, sent, dials, offsets, price)
+        found = allot.fill(own, dials, size, budget_bytes)
+    dials = found.dials if found.sent.any() else found.dials._replace(banded=0)
+    return Plan(own, found.sent, dials, offsets, found.price, found.quantised)
 
 
 def _sloped(lines: Callable[[Dials], Lines], dials: Dials, size: Size, budget: int) -> Dials:
@@ -182,7 +183,7 @@ def sent_of(
     """What a receiver gets of every layer, in the metric: left (m, r) and right (n, r) float64 of
     the components that are sent."""
     part = profiled.only(plan.own, plan.sent)
-    decoded = profiled.quantise(part, plan.dials, plan.price).decoded
+    decoded = (plan.quantised or profiled.quantise(part, plan.dials, plan.price)).decoded
     found, at = [], 0
     for (m, n), rank in zip(known.shapes, ranks_of(seen, plan.sent), strict=True):
         table = decoded[at : at + rank * (m + n)].reshape(rank, m + n)

@@ -94,7 +94,11 @@ def widths(energies: np.ndarray, profiles: np.ndarray, step: np.ndarray, power: 
     """float64 steps of entries. Above MOST they stay a fixed part of the deviation: nothing needs
     more digits than that."""
     logs = np.maximum(step, energies + profiles - MOST) + power
-    return 2.0 ** (logs / (2 * OCTAVE)) * math.sqrt(PRICE)
+    if not logs.size:
+        return np.zeros(0)
+    low = int(logs.min())
+    each = 2.0 ** (np.arange(low, int(logs.max()) + 1) / (2 * OCTAVE)) * math.sqrt(PRICE)
+    return each[logs - low]  # far fewer powers than entries
 
 
 class Quantised(NamedTuple):
@@ -144,16 +148,22 @@ def only(own: Lines, sent: np.ndarray) -> Lines:
     )  # fmt: skip
 
 
-def pack(own: Lines, dials: Dials, offsets: np.ndarray = bands.NONE, price: float = 1.0) -> bytes:
+def pack(
+    own: Lines,
+    dials: Dials,
+    offsets: np.ndarray = bands.NONE,
+    price: float = 1.0,
+    found: Quantised | None = None,
+) -> bytes:
     """The payload of components that are all sent; offsets: of the shapes among them; price: of a
-    bit, as trellis.py has it."""
+    bit, as trellis.py has it; found: what `quantise` says of them, where it has been asked."""
     from constriction import stream
 
     coder = stream.queue.RangeEncoder()
     bands.write(coder, offsets)
     _, shape = scales.shape(own.energies, own.first, own.lengths)
     scales.write(coder, own.energies, own.first, own.lengths, shape)
-    found = quantise(own, dials, price)
+    found = found or quantise(own, dials, price)
     trellis.write(coder, found.cells, found.contexts, found.classes)
     data = coder.get_compressed().astype("<u4").tobytes() if len(own.energies) else b""
     return HEAD.pack(*dials) + SHAPE.pack(*shape) + data

@@ -16,8 +16,10 @@ rate is low, and those of a Gaussian number in the cells above.
 """
 
 import math
+import os
 from collections.abc import Callable
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +38,7 @@ RAMP, FEWER, LOST = 20, 0.07, 0.1  # classes above the table: bits and errors, m
 NOTHING = 2.0**-14  # over the root of the price: what is rounding has no sign that could be sent
 CHEAPEST, TRIES = 0.25, 6  # price of a bit that is tried, and how often
 BLOCK = 2**16  # numbers whose candidates are in memory at once
+TOGETHER = 256  # lanes that a thread is worth
 
 
 class Machine(NamedTuple):
@@ -229,13 +232,9 @@ def quantise(
         column = 2 * (own.before % contexts) + own.parity
         if len(costs[0]) % wide:
             costs = np.pad(costs, ((0, 0), (0, pad)))
-        costs = np.ascontiguousarray(costs.reshape(2 * contexts, -1, wide).transpose(1, 0, 2))
-        for row, cost in enumerate(costs, first):
-            one = metric[own.before[0]] + cost[column[0]]
-            other = metric[own.before[1]] + cost[column[1]]
-            np.less(other, one, out=taken[row])
-            metric = np.minimum(one, other, out=one)
-            metric -= metric.min(axis=0)
+        costs = costs.reshape(2 * contexts, -1, wide).transpose(1, 0, 2)
+        chosen = taken[first : first + rows]
+        _side_by_side(partial(_forward, costs, own.before, column, metric, chosen), wide)
     state, lane = metric.argmin(axis=0), np.arange(wide)
     cells, context = np.zeros((high, wide), np.int32), np.zeros((high, wide), np.int8)
     for first, best in reversed(found):
@@ -250,6 +249,35 @@ def quantise(
             context[row] = state % CONTEXTS
     cells, context = cells.ravel()[:count], context.ravel()[:count]
     return np.where(values < 0, -cells, cells), context
+
+
+def _forward(
+    costs: np.ndarray, before: np.ndarray, column: np.ndarray, metric: np.ndarray,
+    taken: np.ndarray, some: slice,
+) -> None:  # fmt: skip
+    """Viterbi's step over rows of some lanes, which know nothing of each other: metric (STATES,
+    lanes) becomes that after the rows, taken (rows, STATES, lanes) which way each state was
+    reached."""
+    here = np.ascontiguousarray(metric[:, some])
+    for cost, which in zip(np.ascontiguousarray(costs[..., some]), taken, strict=True):
+        one = here[before[0]] + cost[column[0]]
+        other = here[before[1]] + cost[column[1]]
+        np.less(other, one, out=which[:, some])
+        here = np.minimum(one, other, out=one)
+        here -= here.min(axis=0)
+    metric[:, some] = here
+
+
+def _side_by_side(work: Callable[[slice], None], wide: int) -> None:
+    """Work on all lanes, by as many threads as there are processors and enough lanes for."""
+    many = max(1, min(os.cpu_count() or 1, wide // TOGETHER))
+    cuts = [wide * i // many for i in range(many + 1)]
+    parts = [slice(*pair) for pair in zip(cuts, cuts[1:], strict=False)]
+    if many == 1:
+        return work(parts[0])
+    with ThreadPoolExecutor(many) as pool:
+        for done in [pool.submit(work, part) for part in parts]:
+            done.result()
 
 
 def lowest_price(over: Callable[[float], int], left: int, close: float) -> float:
