@@ -36,6 +36,7 @@ from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical
 from solar.codec.recipe import Recipe, Setting
 from solar.compilation import cache_compilations
+from solar.errors import SolarError
 from solar.evaluate import Weights, usual_names
 
 ERRORS = (0.7, 0.5, 0.3)
@@ -104,7 +105,10 @@ def at_budgets(code: Callable[[int], Encoded], error: str) -> Iterator[Encoded]:
             guess = min(max(guess, LEAST), BUDGETS[-1])
             if any(math.log(guess) == size for size, _ in tried):
                 break
-            coded = code(guess)
+            try:
+                coded = code(guess)
+            except SolarError:  # less than a file that sends nothing
+                break
             tried = sorted([*tried, (math.log(guess), coded.report[error])])
             if abs(coded.report[error] - target) < CLOSE * target:
                 yield coded

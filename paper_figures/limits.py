@@ -13,11 +13,11 @@ from typing import Any
 
 from paper_figures import program, rows, tables
 
-ADAPTERS = {
+ADAPTERS = {  # by experiment, in the order in which they are shown
     "smollm2_sentiment": "SmolLM2, q and v, r = 4",
-    "offline_vit": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
-    "gpt2_mini_budgets": "gpt2-mini, c_attn, r = 4",
     "smollm2_budgets_all": "SmolLM2, all projections, r = 8",
+    "gpt2_mini_budgets": "gpt2-mini, c_attn, r = 4",
+    "offline_vit": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
 }
 HEAD = {
     "adapter": "---", "code": "---", "bytes": "---:", "relative error": "---:",
@@ -32,13 +32,19 @@ def _place(row: Mapping[str, Any]) -> tuple:
     return CODES.index(code) if code in CODES else len(CODES), row["bytes"]
 
 
+def adapters_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The experiments whose adapters rows are about, those that have no name here at the end."""
+    own = dict.fromkeys(row["adapter"] for row in found)
+    return [*(name for name in ADAPTERS if name in own), *(n for n in own if n not in ADAPTERS)]
+
+
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """A line a file. Raises ValueError for a missing column."""
     limits = ("limit", "ratio", "profiled_limit", "profiled_ratio")
     needed = ("adapter", "code", "bytes", "relative_error", *limits)
     rows.check(found, needed, "limit", "experiments.reach")
     lines = [tables.bar(*HEAD), tables.bar(*HEAD.values())]
-    for adapter in dict.fromkeys(row["adapter"] for row in found):
+    for adapter in adapters_of(found):
         own = {  # a budget and an error may ask for one and the same file
             (row["code"], row["bytes"]): row for row in found if row["adapter"] == adapter
         }

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from paper_figures import program, style
 from paper_figures.accuracy_vs_bytes import scale_bytes
-from paper_figures.limits import ADAPTERS
+from paper_figures.limits import ADAPTERS, adapters_of
 from paper_figures.rows import check
 
 NEEDED = ("adapter", "code", "payload", "relative_error", "limit", "profiled_limit")
@@ -61,7 +61,7 @@ def draw(rows: Rows, folder: str | Path, name: str = "reached") -> list[Path]:
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column or no
     rows."""
     check(rows, NEEDED, "limit", "experiments.reach")
-    adapters = list(dict.fromkeys(row["adapter"] for row in rows))
+    adapters = adapters_of(rows)
     figure, axes = style.figure(
         len(adapters), 2, 2 * style.COLUMN, 0.5 + 1.7 * len(adapters), sharey="row", sharex="row"
     )
@@ -69,7 +69,8 @@ def draw(rows: Rows, folder: str | Path, name: str = "reached") -> list[Path]:
         own = [row for row in rows if row["adapter"] == adapter]
         _panel(left, own, lambda code: code == METRIC)
         _panel(right, own, lambda code: code != METRIC)
-        left.set_ylabel(f"{ADAPTERS.get(adapter, adapter)}\nrelative error", fontsize=6.5)
+        title = ADAPTERS.get(adapter, adapter).replace(", ", "\n", 1)
+        left.set_ylabel(f"{title}\nrelative error", fontsize=6.5)
         sizes = [row[x] for row in own for x in ("payload", "limit", "profiled_limit") if row[x]]
         for axis in (left, right):
             scale_bytes(axis, [{"bytes": size} for size in sizes])
