@@ -70,11 +70,10 @@ def measure(config: Mapping[str, Any], setup: Setup, seeds: list[int]) -> Iterat
     weights, names = Weights(setup.base), tuple(sorted(adapters[seeds[0]].pairs))
     known = container.identify(weights, names)
     frames = frame_store.for_base(None, setup.spec, weights, known)
+    turns = framed.reflections(known, (1,) * len(known.names), frames)
     every: dict[int, dict[str, Seen]] = {}
     for seed, adapter in adapters.items():
         factors = canonical(adapter.pairs)
-        ranks = tuple(factors[name].left.shape[1] for name in known.names)
-        turns = framed.reflections(known, ranks, frames)
         every[seed] = {name: metric.seen(factors[name], *turns[name]) for name in known.names}
     shapes = dict(zip(known.names, known.shapes, strict=True))
     for seed, adapter in adapters.items():

@@ -254,8 +254,9 @@ def frames(
     inputs: a text file with one a line or a folder of images, without labels, to measure on in
     place of what needs no data: files for models that see such inputs are smaller. Then nothing is
     put into the cache, and both ends name the file (`frames=`).
-    Returns the hash that packets name it by, its bytes and what it was measured on. Raises
-    SolarError where the base cannot be run and where no inputs can be read.
+    Returns the hash that packets name it by, its bytes, how many `layers` it serves by how many
+    `inputs` and outputs together, and what it was measured on (`about`). Raises SolarError where
+    the base cannot be run and where no inputs can be read.
     """
     from solar.codec import frame_file
     from solar.frame_store import made
@@ -282,7 +283,10 @@ def _frames_on(base: str, inputs: str | os.PathLike, watch: Watch):
     model = load_small(base)
     task = channel.unlabelled(model, inputs)
     about = {"inputs": "given", "n": channel.count(task), "of": task.identity}
-    return frames_of(model, in_batches(task.train), about=about, watch=watch)
+    rows = dict(task.train)
+    if "mask" in rows:  # without the token that ends a line, which is none of the input
+        rows |= {"tokens": rows["tokens"][:, :-1], "mask": rows["mask"][:, 1:]}
+    return frames_of(model, in_batches(rows), about=about, watch=watch)
 
 
 def limit(adapter: str | os.PathLike) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def own_batches(
     base: Base, seed: int, count: int | None = None
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
     """What the base is run on where nothing is given, `count` passages or pictures, and what to
-    call it. More of them begin with the same."""
+    call it. More of them begin with the same, text in whole PASSAGES."""
     if base.family == "vit":
         count = count or IMAGES
         pixels = pictures(count, base.config.image_size, seed)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -137,10 +138,27 @@ def test_budgets_are_filled_where_values_lie_in_heaps():
         dials, sent, price, found = allot.fill(own, given, size, budget)
         body = profiled.pack(profiled.only(own, sent), dials, price=price)
         # What was found on the way is what is sent.
+        assert found is not None
         assert body == profiled.pack(profiled.only(own, sent), dials, price=price, found=found)
         assert 0.97 * budget <= len(body) <= budget, budget
         prices.append(price)
     assert min(prices) < 1
+
+
+def test_trials_are_the_same_by_threads(monkeypatch):
+    own, _ = lines(3, steep=1.0)
+    dials = profiled.Dials(-215, -20, 0, 64, 16, 0)
+    monkeypatch.setattr(allot.os, "cpu_count", lambda: 3)
+    alone = allot.attempt(own, dials)
+    monkeypatch.setattr(allot, "TOGETHER", 1)
+    pools = []
+    monkeypatch.setattr(
+        allot, "ThreadPoolExecutor", lambda n: pools.append(n) or ThreadPoolExecutor(n)
+    )
+    found = allot.attempt(own, dials)
+    assert pools == [3] and alone.bits.sum() > 0
+    for one, other in zip(alone, found, strict=True):
+        assert (one == other).all()
 
 
 def test_a_file_that_is_too_long_by_more_than_a_word_gets_wider_cells(base, frames, monkeypatch):

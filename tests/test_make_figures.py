@@ -20,6 +20,7 @@ from paper_figures import (
     bytes_by_part,
     counterparts,
     fewest,
+    frames,
     latex,
     layer_budget,
     limits,
@@ -285,6 +286,9 @@ def test_the_tables_in_the_readme_are_the_committed_ones():
     assert fewest.markdown([row for path in budgets for row in rows.read(path)]) in readme
     assert counterparts.markdown(offline) in readme
     assert limits.markdown(rows.read(FOLDER / "data" / "reach.csv")) in readme
+    why = (ROOT / "docs" / "why-it-works.md").read_text()
+    for part in frames.markdown(rows.read(FOLDER / "data" / "frames_compared.csv")).split("\n\n"):
+        assert part in why
 
 
 def test_the_limit_table_orders_codes_and_names_an_adapter_once():

@@ -71,6 +71,18 @@ def test_classes_cost_what_the_table_says_and_little_more_than_shannon(index):
     assert error / scale**2 == pytest.approx(expected[1], rel=0.03)
 
 
+def test_threads_change_no_cell(monkeypatch):
+    values = 8 * draw(5).standard_normal(3000)
+    classes = np.sort(draw(6).integers(trellis.LEAST, 20, 3000))[::-1].astype(np.int64)
+    monkeypatch.setattr(trellis.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(trellis, "TOGETHER", 10**6)
+    alone = trellis.quantise(values, classes)
+    monkeypatch.setattr(trellis, "TOGETHER", 2)
+    assert trellis.lanes(len(values)) >= 3 * trellis.TOGETHER
+    for one, other in zip(alone, trellis.quantise(values, classes), strict=True):
+        assert (one == other).all()
+
+
 def test_chances_are_multiples_that_no_rounding_moves():
     for index in range(trellis.LEAST, trellis.MOST + 1):
         own = trellis.table(index)

@@ -95,7 +95,7 @@ def widths(energies: np.ndarray, profiles: np.ndarray, step: np.ndarray, power: 
     more digits than that."""
     logs = np.maximum(step, energies + profiles - MOST) + power
     if not logs.size:
-        return np.zeros(0)
+        return np.zeros(logs.shape)
     low = int(logs.min())
     each = 2.0 ** (np.arange(low, int(logs.max()) + 1) / (2 * OCTAVE)) * math.sqrt(PRICE)
     return each[logs - low]  # far fewer powers than entries
