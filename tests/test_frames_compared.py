@@ -1,9 +1,8 @@
 """One quantiser in many frames, and what both ends know beforehand."""
 
-import csv
-
 import numpy as np
 import pytest
+from test_measuring import run
 
 from experiments import frames_compared, known_to_both
 from paper_figures import frames as table
@@ -11,21 +10,10 @@ from paper_figures import rows as results
 from solar.codec import frame_file
 from solar.codec.factors import Factors
 
-TINY = ["tiny=true", "model=tiny-gpt2", "task=synthetic_text", "tracking=disabled"]
-
 
 def moment(width: int, seed: int = 0) -> np.ndarray:
     rows = np.random.default_rng(seed).normal(size=(4 * width, width))
     return (rows * np.arange(1, width + 1) ** -0.7).T @ rows / len(rows)
-
-
-def run(monkeypatch, tmp_path, module, *arguments) -> list[dict[str, str]]:
-    monkeypatch.chdir(tmp_path)
-    out = tmp_path / "rows.csv"
-    monkeypatch.setattr("sys.argv", [module.__name__, *TINY, f"+out={out}", *arguments])
-    module.program()
-    with out.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_eigenvectors_are_the_frame_that_is_shipped():
