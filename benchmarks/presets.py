@@ -12,14 +12,14 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.codec_speed import timed
 from experiments.compare import shrink
 from experiments.finetune import finetune, prepare
 from experiments.program import composed
@@ -28,12 +28,6 @@ from solar.errors import SolarError
 
 PRESETS = ("paper", "weights", "compact")
 MOST = 3.0  # times paper that compact may take
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def measure(adapter: Path, base: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
@@ -47,7 +41,7 @@ def measure(adapter: Path, base: str, rounds: int, folder: Path) -> list[dict[st
                 "expand": lambda f=file, o=out: api.expand(f, base, o, force=True),
             }
             for name, work in works.items():
-                seconds = _timed(work)
+                seconds = timed(work)
                 if turn:
                     spent.setdefault((preset, name), []).append(seconds)
     return [

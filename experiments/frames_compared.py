@@ -46,12 +46,19 @@ from solar.codec.frame_file import Frame, FramesFile
 from solar.codec.heads import pack_heads
 from solar.compilation import cache_compilations
 from solar.evaluate import Weights, task_for, usual_names
-from solar.moments import ROWS, TOGETHER, TOKENS, in_batches, own_batches, second_moments
+from solar.moments import (
+    PASSAGES,
+    ROWS,
+    TOGETHER,
+    TOKENS,
+    in_batches,
+    own_batches,
+    second_moments,
+)
 from solar.score import make_scorer
 
 BUDGETS = (1000, 4000)
 AMOUNTS = (1024, 256, 64, 16)  # passages or pictures
-SHIPPED = 256  # in frames that `solar frames` measures
 OTHERS = 64  # of every other kind
 EPS = 0.1
 TEXT = "bbc_news"
@@ -145,7 +152,7 @@ def variants(setup: Setup, names: tuple[str, ...], seen: Mapping[str, Seen]) -> 
 
     for name, own in seen.items():
         yield Variant(name, whole(own))
-    own = seen[f"own, {SHIPPED}"]
+    own = seen[f"own, {PASSAGES}"]
 
     def one_side(kept: int):
         return whole(own, lambda moment, side: frame_file.quantised(moment, ROWS)
