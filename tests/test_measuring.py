@@ -117,8 +117,9 @@ def test_presets_take_turns_and_a_slow_one_is_a_fault(monkeypatch, capsys):
     monkeypatch.setattr(presets, "MOST", 0.0)
     assert presets.main(given) == 1
     assert presets.main(["no_such=1"]) == 2
-    found = [{"compress": 2.0, "expand": 4.0}, {"compress": 3.0, "expand": 1.0}]
-    assert presets.ratios(found) == [(1, 1), (1.5, 0.25)]
+    found = [(2.0, 4.0, 4.0), (3.0, 4.0, 1.0)]
+    found = [dict(zip(presets.WORKS, row, strict=True)) for row in found]
+    assert presets.ratios(found) == [(1, 1, 1), (1.5, 1, 0.25)]
 
 
 def test_lora_at_every_rate_and_length(monkeypatch, tmp_path):
