@@ -2,15 +2,13 @@
 
 A node of `codec.channel` says what is learnt: `labels`, the task's own loss (rows `aware`), or
 `adapter`, what the finished adapter answers on the training inputs, of which no label is used, or
-where `inputs` are `own` on those that need no data (solar/channel.py); `compares` says whether in
-its answers or in its logits (tasks/task.py). The file is kept in the cache beside the adapter that
-it goes on from.
+where `inputs` are `own` on those that need no data (solar/channel.py). The file is kept in the
+cache beside the adapter that it goes on from.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +31,10 @@ from solar.tasks.task import Task
 
 LEARNS = ("labels", "adapter")
 INPUTS = ("task", "own")
-COMPARES = ("answers", "logits")
 FILE = "sent.solar"
 SENDER = 3  # to be raised where the codec sends another file of the same factors
 TRAINING = ("steps", "batch_size", "learning_rate", "schedule", "warmup")  # what a node may set
-KEYS = ("learns", "inputs", "compares", "budgets", "directions", "slope", *TRAINING)
+KEYS = ("learns", "inputs", "budgets", "directions", "slope", *TRAINING)
 
 
 def encoded(
@@ -61,7 +58,6 @@ def encoded(
             most = own["steps"] * own["batch_size"]
             if node.get("inputs") == "own":
                 task = channel.own_inputs(setup.base, most)  # of one seed, as frames are
-            task = replace(task, compares=node.get("compares", task.compares))
             task = matching(setup.base, task, adapter, most=most)
         for size in progress(node["budgets"], name, console=Console(stderr=True)):
             coded = _coded(config, node, size, setup, task, (home.name, start), weights)
@@ -85,14 +81,11 @@ def _check(name: str, node: Any) -> None:
         raise SolarError(f"{name} is {node!r}; give a table with {', '.join(KEYS)}")
     if unknown := sorted(map(str, node.keys() - set(KEYS))):
         raise SolarError(f"{name} has no setting {unknown[0]!r}; use {', '.join(KEYS)}")
-    for key, options in (("learns", LEARNS), ("inputs", INPUTS), ("compares", COMPARES)):
-        usual = None if key == "learns" else options[0]
-        if (found := node.get(key, usual)) not in options:
+    for key, options in (("learns", LEARNS), ("inputs", INPUTS)):
+        if (found := node.get(key, "task" if key == "inputs" else None)) not in options:
             raise SolarError(f"{name}: {key} is {found!r}; use {' or '.join(options)}")
     if node["learns"] == "labels" and node.get("inputs") == "own":
         raise SolarError(f"{name}: own inputs have no labels; learn the adapter")
-    if node["learns"] == "labels" and "compares" in node:
-        raise SolarError(f"{name}: labels are compared with nothing; learn the adapter")
     sizes = node.get("budgets")
     if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
         raise SolarError(f"{name}: budgets is {sizes!r}; give a list of bytes")

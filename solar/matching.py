@@ -29,7 +29,7 @@ def check_heads(own: Adapter, images: bool) -> None:
 def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> Task:
     """`task` with the first `most` rows of its training split, of which every one has a `reference`
     and no label: float32 hidden states, or logits of an image model, where the base with `own`
-    predicts something. Training then goes towards `own`'s predictions, in what `task` compares.
+    predicts something. Training then lowers the divergence from `own`'s predictions.
 
     Raises SolarError as `check_heads` does.
     """
@@ -47,6 +47,5 @@ def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> T
     rows["reference"] = np.concatenate(found)[:count].astype(np.float32)
     if "label" in task.train:
         rows["label"] = np.zeros(count, np.int32)  # of no effect, so that none is used
-    split = "train" if task.compares == "answers" else f"train by {task.compares}"
     name = f"{task.name}, matched"
-    return replace(task, name=name, train=rows, identity=identity_of({split: rows}))
+    return replace(task, name=name, train=rows, identity=identity_of({"train": rows}))

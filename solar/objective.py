@@ -18,7 +18,7 @@ from solar.tasks.task import LABELLED, Task
 
 class Outcome(NamedTuple):
     """Sums over a batch: cross-entropy in nats, correct answers, what both are divided by, and the
-    divergence from a reference, in nats unless logits are compared, where one was given.
+    divergence from a reference in nats where one was given.
     """
 
     loss: Array
@@ -28,15 +28,14 @@ class Outcome(NamedTuple):
 
 
 class Aim(NamedTuple):
-    """The static part of a task: its objective, the token of each class, the pixels' statistics,
-    and what of a reference counts.
+    """The static part of a task: its objective, the token of each class, and the pixels'
+    statistics.
     """
 
     objective: str
     label_tokens: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    compares: str = "answers"
 
 
 def aim_of(task: Task, base) -> Aim:
@@ -78,8 +77,7 @@ def measure(model, aim: Aim, batch: Mapping[str, Array], reference: Array | None
     too small to lift them above a whole vocabulary. next_token: cross-entropy over target
     tokens; correct counts tokens that are likeliest. image_class: cross-entropy and top-1.
     ``reference`` is what :func:`predict` gave with other weights and the same output head: the
-    divergence is KL(reference || model) over the same vocabulary or classes, or where the aim
-    compares logits, their squared difference.
+    divergence is KL(reference || model) over the same vocabulary or classes.
     """
     weight = batch["weight"].astype(jnp.float32)
     state = predict(model, aim, batch)
@@ -104,8 +102,7 @@ def measure(model, aim: Aim, batch: Mapping[str, Array], reference: Array | None
     if reference is not None:
         images = aim.objective == "image_class"
         before = reference if images else project(reference, head)
-        apart = squared_difference if aim.compares == "logits" else kullback_leibler
-        divergence = (apart(before, logits) * weight).sum()
+        divergence = (kullback_leibler(before, logits) * weight).sum()
     return Outcome((loss * weight).sum(), (correct * weight).sum(), weight.sum(), divergence)
 
 
@@ -118,12 +115,6 @@ def kullback_leibler(before: Array, after: Array) -> Array:
     """KL(before || after) in nats of two arrays of logits, over their last axis."""
     first, second = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
     return (jnp.exp(first) * (first - second)).sum(-1)
-
-
-def squared_difference(before: Array, after: Array) -> Array:
-    """The variance over the last axis of the differences of two arrays of logits: their mean
-    square, up to what changes no answer (regression to logits: Ba and Caruana, arXiv 1312.6184)."""
-    return jnp.var(after - before, axis=-1)
 
 
 def cross_entropy(logits: Array, target: Array) -> Array:

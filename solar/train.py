@@ -96,8 +96,7 @@ def make_step(base: Base, method: Method, method_config: Any, task: Task, config
     ranks, dropout = method.hooks(base, method_config)
     shape = structure(base.config, ranks, dropout)
     keyed = [name for name in shape.leaves if name.endswith(".lora_key")]
-    # Scores tell divergences whatever was trained towards.
-    aim, opt = aim_of(task, base)._replace(compares=task.compares), optimizer(config)
+    aim, opt = aim_of(task, base), optimizer(config)
 
     def total(trainable, frozen, params, batch, key):
         keys = jax.random.key_data(jax.random.split(key, max(len(keyed), 1)))

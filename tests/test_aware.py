@@ -162,7 +162,6 @@ def test_a_run_has_rows_of_what_went_through_the_channel(home, monkeypatch):  # 
         "labels": "learns: labels",
         "adapter": "learns: adapter",
         "refit": "learns: adapter, inputs: own",
-        "logits": "learns: adapter, compares: logits",
     }
     given = [
         f"+codec.channel.{name}={{{learns}, budgets: [700], steps: 3}}"
@@ -176,7 +175,7 @@ def test_a_run_has_rows_of_what_went_through_the_channel(home, monkeypatch):  # 
         assert rows[name]["label"] == f"{name}, 700 bytes" and rows[name]["bytes"] <= 700
         assert np.isfinite(rows[name]["loss"])
     trained = list((home / "cache" / "adapters").glob("*/training.json"))
-    assert sum("channel" in json.loads(path.read_text()) for path in trained) == 4
+    assert sum("channel" in json.loads(path.read_text()) for path in trained) == 3
 
     def never(*_):
         raise AssertionError("a file that is in the cache is not trained again")
@@ -195,8 +194,6 @@ def test_a_node_that_learns_something_else_is_refused(home, monkeypatch, capsys)
             "{learns: nothing, budgets: [700]}": "learns is 'nothing'",
             "{learns: adapter, inputs: odd, budgets: [700]}": "inputs is 'odd'",
             "{learns: labels, inputs: own, budgets: [700]}": "have no labels",
-            "{learns: adapter, compares: odd, budgets: [700]}": "compares is 'odd'",
-            "{learns: labels, compares: logits, budgets: [700]}": "with nothing",
             "{learns: adapter, input: own, budgets: [700]}": "no setting 'input'",
             "{learns: labels}": "budgets is None",
             "{learns: labels, budgets: 700}": "budgets is 700",

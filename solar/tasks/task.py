@@ -31,9 +31,6 @@ class Task:
     place is a target whose loss counts (never at place 0).
     objective 'image_class': pixels (N, H, W, 3) uint8, label (N,) int32.
     Text is padded on the right. `about` says where the rows came from and what was dropped.
-    `compares` says what is trained towards where rows hold a `reference` (matching.py): its
-    'answers', by divergence, or its 'logits', by what is left of their differences when those of a
-    place have the mean 0.
     """
 
     name: str
@@ -45,7 +42,6 @@ class Task:
     label_tokens: np.ndarray | None = None
     identity: str = ""
     about: dict[str, Any] = field(default_factory=dict)
-    compares: str = "answers"
 
 
 class Source(NamedTuple):
