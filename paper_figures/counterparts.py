@@ -52,7 +52,7 @@ def line(name: str, panel: results.Panel) -> str:
     """A line of the table; `name` is that of the CSV."""
     seeds = max(point["seeds"] for point in panel.points)
     scores = [tables.reference(panel.points, name) or "-" for name in ("base", "adapter")]
-    link = f"[{name.removeprefix('offline_')}](paper_figures/tables/{name}.md)"
+    link = f"[{name.removeprefix('offline_')}](../paper_figures/tables/{name}.md)"
     cells = [link, panel.title, str(seeds), " to ".join(scores)]
     for chosen in CODES.values():
         own = sorted(filter(chosen, panel.points), key=lambda p: p["bytes"])

@@ -5,7 +5,7 @@ mean of every column in bold.
 
 A file FOLDER/tables/NAME.tex per CSV, a `table*` per base, task and configuration in it, for
 \\input into a document that loads booktabs; NAME is the CSV's. Base and uncompressed adapter
-stand on top and are never bold. Beside it NAME.md, the same rows as they stand in the README.
+stand on top and are never bold. Beside it NAME.md, the same rows as they stand in docs/results.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,8 @@
     python -m paper_figures.parity [CSV] [--out FOLDER]
 
 Columns: setting, framework (solar or torch), seed, test (examples), score. Writes
-FOLDER/tables/NAME.md, as it stands in the README, and NAME.tex; NAME is the CSV's. The means agree
-where they differ by at most two standard deviations, pooled over the two frameworks.
+FOLDER/tables/NAME.md, as it stands in docs/results.md, and NAME.tex; NAME is the CSV's. The means
+agree where they differ by at most two standard deviations, pooled over the two frameworks.
 """
 
 import statistics

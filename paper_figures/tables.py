@@ -1,5 +1,5 @@
 """Result rows as tables: what the columns are and how a number is shown, and the Markdown form that
-stands in the README. Several seeds of a setting become mean ± standard deviation.
+stands in docs/results.md. Several seeds of a setting become mean ± standard deviation.
 
 Takes tidy rows (`experiments.collect` describes them). `latex.py` sets the same in LaTeX.
 """
