@@ -7,7 +7,8 @@ Trains the adapters of the experiment, or takes them from the cache, and codes e
 `compact` does, in the same number of bytes (heads apart), but in other frames:
 
 - `own, N`: eigenvectors of both moments, measured on N passages that the base writes itself, or
-  pictures made from a seed; 256 are what `solar frames` takes;
+  pictures made from a seed; 256 are what `solar frames` takes (here with the eigenvalues of
+  pictures as they are, which it softens);
 - `random tokens` (`noise`), another task's text (`bbc_news`), `the task's inputs`: the same on 64
   others; no label is used;
 - `inputs alone`: the moment of a layer's input only, errors counted as it has them or relative to

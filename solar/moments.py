@@ -6,6 +6,7 @@ begun with a token drawn at random; the gradients are those of the loss on that 
 are drawn from the model's own predictions, so that their moments are those of the Fisher
 information. An image model is run on pictures made from a seed (pictures.py), and its gradients are
 those of sums of its last features with random signs, since a classifier is what adapters bring.
+Neither is what a task will show it or ask of it, so the eigenvalues found are softened.
 Everything is computed in float64 and rounded to integers only then (codec/frame_file.py), so that
 another machine gets the same file.
 """
@@ -33,6 +34,7 @@ ROWS = 64  # directions in a frame
 PASSAGES, TOKENS = 256, 32  # that a language model writes
 TOGETHER = 16  # passages or images in one batch: the gradients of a deep model fill memory
 IMAGES, PATCHES = 256, 8  # pictures, and patches along a side
+SHARPNESS = 0.7  # power of the eigenvalues that pictures give
 
 
 def frames_of(
@@ -49,11 +51,17 @@ def frames_of(
     batches: of tokens and mask, or of pixels, instead of what the base writes itself from `seed`;
     `about` then says what they are. Raises SolarError where the base cannot be run.
     """
+    sharpness = 1.0
     if batches is None:
         batches, about = own_batches(base, seed)
+        if base.family == "vit":
+            sharpness = SHARPNESS
+            about = {**about, "sharpness": sharpness}
     moments, layers = second_moments(base, batches, seed=seed, watch=watch)
     found = watch(moments, len(moments), "eigenvectors")
-    frames = tuple(frame_file.quantised(moment, rows) for moment in found)
+    frames = tuple(
+        frame_file.softened(frame_file.quantised(moment, rows), sharpness) for moment in found
+    )
     known = container.identify(Weights(base), layers)
     digests = dict(zip(known.names, known.digests, strict=True))
     return FramesFile(frames, layers, digests, {"rows": rows, **(about or {})})

@@ -119,6 +119,18 @@ def test_a_frame_does_not_notice_rounding_of_its_moment():
         assert (near.rows == frame_file.quantised(own, 32).rows).all()
 
 
+@pytest.mark.parametrize("power", [0.5, 0.7, 1.0])
+def test_a_softened_frame_has_the_same_directions_and_energy(frames, power):
+    for own in frames.frames:
+        soft = frame_file.softened(own, power)
+        counts = np.append(np.ones(len(own.rows)), own.rows.shape[1] - len(own.rows))
+        energies = [counts @ 2.0 ** (x.powers / frame_file.OCTAVE) for x in (own, soft)]
+        assert (soft.rows == own.rows).all() and soft.powers.dtype == np.int16
+        assert abs(np.log2(energies[1] / energies[0])) < 0.5 / frame_file.OCTAVE
+        assert np.abs(np.diff(soft.powers) - power * np.diff(own.powers)).max() <= 1
+        assert power < 1 or (soft.powers == own.powers).all()
+
+
 def test_the_profile_is_a_share_of_energy(frames):
     for frame in frames.frames[:4]:
         for slope in (0, 16, 20):

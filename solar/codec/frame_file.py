@@ -123,6 +123,18 @@ def of_directions(vectors: np.ndarray, values: np.ndarray, count: int) -> Frame:
     return Frame(np.ascontiguousarray(rows, np.int8), powers)
 
 
+def softened(own: Frame, power: float) -> Frame:
+    """The frame with its eigenvalues to a power, their sum as it was.
+
+    Below 1 it says less sharply which directions matter: for eigenvalues measured on other inputs
+    than those that will come, of which the largest are the least to be relied on.
+    """
+    logs = own.powers / OCTAVE
+    counts = np.append(np.ones(len(own.rows)), own.rows.shape[1] - len(own.rows))
+    lost = np.log2(counts @ 2.0**logs) - np.log2(counts @ 2.0 ** (power * logs))
+    return own._replace(powers=np.round(OCTAVE * (power * logs + lost)).astype(np.int16))
+
+
 def _mark(frame: Frame) -> bytes:
     """SHA-256 of a frame's shape and integers."""
     whole = hashlib.sha256(np.array(frame.rows.shape, "<u8").tobytes())
