@@ -334,6 +334,16 @@ def test_frames_of_a_base_cover_every_projection(family):
     assert again.hash == own.hash
 
 
+def test_frames_of_own_pictures_are_softened_and_those_of_given_ones_are_not():
+    base = load("tiny:vit")
+    own, given = moments.frames_of(base), moments.frames_of(base, moments.own_batches(base, 0)[0])
+    assert own.about["sharpness"] == moments.SHARPNESS < 1 and "sharpness" not in given.about
+    for frame, plain in zip(own.frames, given.frames, strict=True):
+        soft = frame_file.softened(plain, moments.SHARPNESS)
+        assert (frame.rows == plain.rows).all() and (frame.powers == soft.powers).all()
+        assert np.ptp(frame.powers) < np.ptp(plain.powers)
+
+
 def test_moments_of_outputs_are_those_of_the_gradients_of_the_loss():
     """Of passages of two tokens only the first predicts, so the gradient of the bias is that of
     the output."""
