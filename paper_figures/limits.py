@@ -17,7 +17,7 @@ ADAPTERS = {  # by experiment, in the order in which they are shown
     "smollm2_sentiment": "SmolLM2, q and v, r = 4",
     "smollm2_budgets_all": "SmolLM2, all projections, r = 8",
     "gpt2_mini_budgets": "gpt2-mini, c_attn, r = 4",
-    "offline_vit": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
+    "dinov2_budgets": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
 }
 HEAD = {
     "adapter": "---", "code": "---", "bytes": "---:", "relative error": "---:",

@@ -294,7 +294,7 @@ def test_the_tables_in_texts_are_the_committed_ones():
 
 def test_the_limit_table_orders_codes_and_names_an_adapter_once():
     def file(code, size):
-        found = {"adapter": "offline_vit", "code": code, "bytes": size, "relative_error": 0.5}
+        found = {"adapter": "dinov2_budgets", "code": code, "bytes": size, "relative_error": 0.5}
         profiled = size // 4 if code == "compact" else None
         found |= {"limit": size // 2, "ratio": 2.0}
         return found | {"profiled_limit": profiled, "profiled_ratio": profiled and 4.0}
@@ -322,7 +322,7 @@ def test_what_is_reached_stands_beside_its_own_limits(monkeypatch, tmp_path):
 
     found = [
         file(adapter, code, size, 500 / size)
-        for adapter in ("offline_vit", "own")
+        for adapter in ("dinov2_budgets", "own")
         for code in ("compact", "absolute weights", "1-bit")
         for size in (4000, 1000)
     ]
