@@ -49,14 +49,13 @@ def frames_of(
     """The frames of every projection of `base`.
 
     batches: of tokens and mask, or of pixels, instead of what the base writes itself from `seed`;
-    `about` then says what they are. Raises SolarError where the base cannot be run.
+    `about` then says what they are. Its `sharpness`, where there is one, is a power to which
+    eigenvalues are taken. Raises SolarError where the base cannot be run.
     """
-    sharpness = 1.0
     if batches is None:
         batches, about = own_batches(base, seed)
-        if base.family == "vit":
-            sharpness = SHARPNESS
-            about = {**about, "sharpness": sharpness}
+    about = {"rows": rows, **(about or {})}
+    sharpness = about.get("sharpness", 1.0)
     moments, layers = second_moments(base, batches, seed=seed, watch=watch)
     found = watch(moments, len(moments), "eigenvectors")
     frames = tuple(
@@ -64,7 +63,7 @@ def frames_of(
     )
     known = container.identify(Weights(base), layers)
     digests = dict(zip(known.names, known.digests, strict=True))
-    return FramesFile(frames, layers, digests, {"rows": rows, **(about or {})})
+    return FramesFile(frames, layers, digests, about)
 
 
 def in_batches(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -122,7 +121,8 @@ def own_batches(
         count = count or IMAGES
         pixels = pictures(count, base.config.image_size, seed)
         about = {"images": "dead leaves and digits", "seed": seed, "n": count}
-        return [{"pixels": pixels[at : at + TOGETHER]} for at in range(0, count, TOGETHER)], about
+        parts = [{"pixels": pixels[at : at + TOGETHER]} for at in range(0, count, TOGETHER)]
+        return parts, {**about, "sharpness": SHARPNESS}
     count = count or PASSAGES
     with jax.enable_x64(True):
         tokens = written(_precise(base), count, seed)

@@ -129,10 +129,15 @@ def softened(own: Frame, power: float) -> Frame:
     Below 1 it says less sharply which directions matter: for eigenvalues measured on other inputs
     than those that will come, of which the largest are the least to be relied on.
     """
-    logs = own.powers / OCTAVE
-    counts = np.append(np.ones(len(own.rows)), own.rows.shape[1] - len(own.rows))
-    lost = np.log2(counts @ 2.0**logs) - np.log2(counts @ 2.0 ** (power * logs))
-    return own._replace(powers=np.round(OCTAVE * (power * logs + lost)).astype(np.int16))
+    logs = every_power(own) / OCTAVE
+    lost = np.log2(np.sum(2.0**logs)) - np.log2(np.sum(2.0 ** (power * logs)))
+    return own._replace(powers=np.round(power * own.powers + OCTAVE * lost).astype(np.int16))
+
+
+def every_power(frame: Frame) -> np.ndarray:
+    """(n,) int64: the powers of all directions, those outside the rows each with the last."""
+    count, width = frame.rows.shape
+    return np.append(frame.powers[:-1], np.full(width - count, frame.powers[-1])).astype(np.int64)
 
 
 def _mark(frame: Frame) -> bytes:
@@ -228,11 +233,7 @@ def frame_of(own: FramesFile, index: int, width: int) -> Frame:
 def profile(frame: Frame, slope: int) -> np.ndarray:
     """(n,) int: log2 in quarters of the share of a factor's energy that each direction of the frame
     is expected to hold, where it goes with the eigenvalue to the power of slope / 16."""
-    width = frame.rows.shape[1]
-    powers = np.append(
-        frame.powers[:-1], np.full(width - len(frame.rows), frame.powers[-1])
-    ).astype(np.int64)
-    raised = (2 * powers * slope + 16) // 32  # rounded in integers
+    raised = (2 * every_power(frame) * slope + 16) // 32  # rounded in integers
     top = int(raised.max())
     total = float(np.sum(2.0 ** ((raised - top) / OCTAVE)))
     return raised - top - round(OCTAVE * float(np.log2(total)))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from solar.codec.factors import Factors, leading_sign
-from solar.codec.frame_file import OCTAVE, Frame
+from solar.codec.frame_file import OCTAVE, Frame, every_power
 
 
 class Reflections(NamedTuple):
@@ -31,10 +31,8 @@ class Reflections(NamedTuple):
 def reflections(frame: Frame) -> Reflections:
     from scipy.linalg.lapack import dgeqrf
 
-    count, width = frame.rows.shape
     vectors, factors, _, _ = dgeqrf(frame.rows.T.astype(np.float64))
-    powers = np.append(frame.powers[:-1], np.full(width - count, frame.powers[-1]))
-    return Reflections(vectors, factors, 2.0 ** (powers / (2.0 * OCTAVE)))
+    return Reflections(vectors, factors, 2.0 ** (every_power(frame) / (2.0 * OCTAVE)))
 
 
 def _turn(own: Reflections, columns: np.ndarray, transposed: str) -> np.ndarray:
