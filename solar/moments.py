@@ -6,11 +6,13 @@ begun with a token drawn at random; the gradients are those of the loss on that 
 are drawn from the model's own predictions, so that their moments are those of the Fisher
 information. An image model is run on pictures made from a seed (pictures.py), and its gradients are
 those of sums of its last features with random signs, since a classifier is what adapters bring.
-Neither is what a task will show it or ask of it, so the eigenvalues found are softened.
+What an error costs goes less steeply with the eigenvalues than a quadratic form says, so those of a
+base whose gradients keep to few directions are softened.
 Everything is computed in float64 and rounded to integers only then (codec/frame_file.py), so that
 another machine gets the same file.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,7 +23,7 @@ import numpy as np
 
 from solar.codec import container, frame_file
 from solar.codec.container import Watch, unwatched
-from solar.codec.frame_file import FramesFile
+from solar.codec.frame_file import Frame, FramesFile
 from solar.errors import SolarError
 from solar.evaluate import Weights
 from solar.generate import generate
@@ -34,7 +36,7 @@ ROWS = 64  # directions in a frame
 PASSAGES, TOKENS = 256, 32  # that a language model writes
 TOGETHER = 16  # passages or images in one batch: the gradients of a deep model fill memory
 IMAGES, PATCHES = 256, 8  # pictures, and patches along a side
-SHARPNESS = 0.7  # power of the eigenvalues that pictures give
+SHARPNESS = 0.5  # octaves, of gradients, above which eigenvalues are softened
 
 
 def frames_of(
@@ -49,21 +51,29 @@ def frames_of(
     """The frames of every projection of `base`.
 
     batches: of tokens and mask, or of pixels, instead of what the base writes itself from `seed`;
-    `about` then says what they are. Its `sharpness`, where there is one, is a power to which
-    eigenvalues are taken. Raises SolarError where the base cannot be run.
+    `about` then says what they are. The file's own has, where eigenvalues were softened, the
+    `power` they were taken to. Raises SolarError where the base cannot be run.
     """
     if batches is None:
         batches, about = own_batches(base, seed)
     about = {"rows": rows, **(about or {})}
-    sharpness = about.get("sharpness", 1.0)
     moments, layers = second_moments(base, batches, seed=seed, watch=watch)
     found = watch(moments, len(moments), "eigenvectors")
-    frames = tuple(
-        frame_file.softened(frame_file.quantised(moment, rows), sharpness) for moment in found
-    )
+    frames = tuple(frame_file.quantised(moment, rows) for moment in found)
+    power = softening(frames[out] for _, out in layers.values())
+    if power < 1:
+        frames = tuple(frame_file.softened(own, power) for own in frames)
+        about["power"] = power
     known = container.identify(Weights(base), layers)
     digests = dict(zip(known.names, known.digests, strict=True))
     return FramesFile(frames, layers, digests, about)
+
+
+def softening(outputs: Iterable[Frame]) -> float:
+    """The power, in tenths and at most 1, to which a base's eigenvalues are taken so that the
+    median of its outputs' frames has a sharpness (frame_file.py) of about SHARPNESS."""
+    found = float(np.median([frame_file.sharpness(own) for own in outputs]))
+    return min(1.0, round(10 * math.sqrt(SHARPNESS / found)) / 10) if found > 0 else 1.0
 
 
 def in_batches(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -121,8 +131,7 @@ def own_batches(
         count = count or IMAGES
         pixels = pictures(count, base.config.image_size, seed)
         about = {"images": "dead leaves and digits", "seed": seed, "n": count}
-        parts = [{"pixels": pixels[at : at + TOGETHER]} for at in range(0, count, TOGETHER)]
-        return parts, {**about, "sharpness": SHARPNESS}
+        return [{"pixels": pixels[at : at + TOGETHER]} for at in range(0, count, TOGETHER)], about
     count = count or PASSAGES
     with jax.enable_x64(True):
         tokens = written(_precise(base), count, seed)

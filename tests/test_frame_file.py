@@ -131,6 +131,15 @@ def test_a_softened_frame_has_the_same_directions_and_energy(frames, power):
         assert power < 1 or (soft.powers == own.powers).all()
 
 
+def test_sharpness_is_how_far_the_mean_is_above_the_geometric_one():
+    own = frame_file.Frame(np.ones((1, 2), np.int8), np.array([16, 0], np.int16))  # 16 and 1
+    assert frame_file.sharpness(own) == pytest.approx(np.log2(8.5) - np.log2(4))
+    logs = np.random.default_rng(0).normal(0, 8, 200)
+    many = frame_file.Frame(np.ones((199, 200), np.int8), np.round(logs).astype(np.int16))
+    half = frame_file.sharpness(frame_file.softened(many, 0.5))
+    assert half == pytest.approx(frame_file.sharpness(many) / 4, rel=0.15)
+
+
 def test_the_profile_is_a_share_of_energy(frames):
     for frame in frames.frames[:4]:
         for slope in (0, 16, 20):

@@ -124,14 +124,18 @@ def of_directions(vectors: np.ndarray, values: np.ndarray, count: int) -> Frame:
 
 
 def softened(own: Frame, power: float) -> Frame:
-    """The frame with its eigenvalues to a power, their sum as it was.
-
-    Below 1 it says less sharply which directions matter: for eigenvalues measured on other inputs
-    than those that will come, of which the largest are the least to be relied on.
-    """
+    """The frame with its eigenvalues to a power, their sum as it was: below 1 it says less sharply
+    which directions matter."""
     logs = every_power(own) / OCTAVE
     lost = np.log2(np.sum(2.0**logs)) - np.log2(np.sum(2.0 ** (power * logs)))
     return own._replace(powers=np.round(power * own.powers + OCTAVE * lost).astype(np.int16))
+
+
+def sharpness(own: Frame) -> float:
+    """Octaves by which the mean of the eigenvalues is above their geometric mean. Of log-normal
+    eigenvalues it goes with the square of the power that they are taken to."""
+    logs = every_power(own) / OCTAVE
+    return float(np.log2(np.mean(2.0**logs)) - np.mean(logs))
 
 
 def every_power(frame: Frame) -> np.ndarray:
