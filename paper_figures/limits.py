@@ -3,7 +3,8 @@
     python -m paper_figures.limits [CSV]
 
 Prints Markdown from the rows of `experiments.reach`, data/reach.csv unless another file is named:
-codes by name, files by size.
+payload over limit at three errors, all seeds, and every file of the first seed, codes by name and
+files by size.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 from paper_figures import program, rows, tables
 
 ADAPTERS = {  # by experiment, in the order in which they are shown
-    "smollm2_sentiment": "SmolLM2, q and v, r = 4",
+    "smollm2_budgets": "SmolLM2, q and v, r = 4",
     "smollm2_budgets_all": "SmolLM2, all projections, r = 8",
     "gpt2_mini_budgets": "gpt2-mini, c_attn, r = 4",
     "dinov2_budgets": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
@@ -24,7 +25,17 @@ HEAD = {
     "limit for that error, bytes": "---:", "payload / limit": "---:",
     "limit with profile": "---:", "payload / limit with profile": "---:",
 }  # fmt: skip
+ERRORS, CLOSE = (0.7, 0.5, 0.3), 0.003  # at which codes are compared, and how near a file's is
+AIMS = (  # code, which of its limits, and what was aimed at
+    ("absolute weights", "ratio", "`absolute weights`", "1.10"),
+    ("compact", "ratio", "`compact`, limit of its metric", "1.15"),
+    ("compact", "profiled_ratio", "`compact`, limit with profile", "1.15"),
+)
+LIMITS = ("limit", "ratio", "profiled_limit", "profiled_ratio")
 CODES = ("compact", "absolute weights", "weights")  # then the others as they come
+
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def _place(row: Mapping[str, Any]) -> tuple:
@@ -32,18 +43,61 @@ def _place(row: Mapping[str, Any]) -> tuple:
     return CODES.index(code) if code in CODES else len(CODES), row["bytes"]
 
 
-def adapters_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def adapters_of(found: Rows) -> list[str]:
     """The experiments whose adapters rows are about, those that have no name here at the end."""
     own = dict.fromkeys(row["adapter"] for row in found)
     return [*(name for name in ADAPTERS if name in own), *(n for n in own if n not in ADAPTERS)]
 
 
-def markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """A line a file. Raises ValueError for a missing column."""
-    limits = ("limit", "ratio", "profiled_limit", "profiled_ratio")
-    needed = ("adapter", "code", "bytes", "relative_error", *limits)
+def first_of(found: Rows) -> Rows:
+    """The rows of every adapter's first seed."""
+    least = {name: min(r["seed"] for r in found if r["adapter"] == name)
+             for name in adapters_of(found)}  # fmt: skip
+    return [row for row in found if row["seed"] == least[row["adapter"]]]
+
+
+def _check(found: Rows) -> None:
+    needed = ("adapter", "seed", "code", "bytes", "relative_error", *LIMITS)
     rows.check(found, needed, "limit", "experiments.reach")
+
+
+def _ratios(found: Rows, column: str, error: float) -> str:
+    """Mean, and where seeds differ least to most, of the files of an error; `-` where there is
+    none."""
+    near: dict[int, Mapping[str, Any]] = {}
+    for row in found:
+        far = abs(row["relative_error"] / error - 1)
+        best = near.get(row["seed"])
+        if far < CLOSE and (best is None or far < abs(best["relative_error"] / error - 1)):
+            near[row["seed"]] = row
+    own = [row[column] for row in near.values()]
+    if not own:
+        return "-"
+    low, high = f"{min(own):.2f}", f"{max(own):.2f}"
+    return f"{sum(own) / len(own):.2f}" + (f" ({low} to {high})" if low != high else "")
+
+
+def aims(found: Rows) -> str:
+    """Payload over limit, a line a limit and an error. Raises ValueError for a missing column."""
+    _check(found)
+    adapters = adapters_of(found)
+    head = ["", "aim", "error", *(ADAPTERS.get(name, name) for name in adapters)]
+    lines = [tables.bar(*head), tables.bar("---", *["---:"] * (len(head) - 1))]
+    for code, column, label, aim in AIMS:
+        for error in ERRORS:
+            own = ([r for r in found if (r["adapter"], r["code"]) == (x, code)] for x in adapters)
+            lines.append(tables.bar(
+                *(label, aim) if error == ERRORS[0] else ("", ""), f"{error}",
+                *(_ratios(each, column, error) for each in own),
+            ))  # fmt: skip
+    return "\n".join(lines)
+
+
+def markdown(found: Rows) -> str:
+    """A line a file of the first seed. Raises ValueError for a missing column."""
+    _check(found)
     lines = [tables.bar(*HEAD), tables.bar(*HEAD.values())]
+    found = first_of(found)
     for adapter in adapters_of(found):
         own = {  # a budget and an error may ask for one and the same file
             (row["code"], row["bytes"]): row for row in found if row["adapter"] == adapter
@@ -53,7 +107,7 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
                 "" if place else ADAPTERS.get(adapter, adapter), row["code"],
                 f"{row['bytes']:,}", f"{row['relative_error']:.3f}",
                 *("-" if row[x] is None else f"{row[x]:{form}}"
-                  for x, form in zip(limits, (",", ".2f") * 2, strict=True)),
+                  for x, form in zip(LIMITS, (",", ".2f") * 2, strict=True)),
             ))  # fmt: skip
     return "\n".join(lines)
 
@@ -63,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("csv", nargs="?", type=Path, default=program.DATA / "reach.csv")
     given = parser.parse_args(arguments)
     with program.mistakes():
-        print(markdown(rows.read(given.csv)))
+        found = rows.read(given.csv)
+        print(aims(found), markdown(found), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m paper_figures.reached [CSV] [--out FOLDER]
 
-Rows are those of `experiments.reach`. A row of panels per adapter: left errors as preset `compact`
-counts them, with the limit of codes that know the spectrum alone and that of codes that know which
-variances a file promises; right errors of dW, with their limit. Bytes are those of the payload:
-limits count header and names as free.
+Rows are those of `experiments.reach`, of an adapter's first seed. A row of panels per adapter: left
+errors as preset `compact` counts them, with the limit of codes that know the spectrum alone and
+that of codes that know which variances a file promises; right errors of dW, with their limit. Bytes
+are those of the payload: limits count header and names as free.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 
 from paper_figures import program, style
 from paper_figures.accuracy_vs_bytes import scale_bytes
-from paper_figures.limits import ADAPTERS, adapters_of
+from paper_figures.limits import ADAPTERS, adapters_of, first_of
 from paper_figures.rows import check
 
-NEEDED = ("adapter", "code", "payload", "relative_error", "limit", "profiled_limit")
+NEEDED = ("adapter", "seed", "code", "payload", "relative_error", "limit", "profiled_limit")
 METRIC = "compact"  # the code that counts errors in a metric of its own
 LINES = {
     METRIC: style.BASELINES["compact"],
@@ -61,7 +61,7 @@ def draw(rows: Rows, folder: str | Path, name: str = "reached") -> list[Path]:
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column or no
     rows."""
     check(rows, NEEDED, "limit", "experiments.reach")
-    adapters = adapters_of(rows)
+    rows, adapters = first_of(rows), adapters_of(rows)
     figure, axes = style.figure(
         len(adapters), 2, 2 * style.COLUMN, 0.5 + 1.7 * len(adapters), sharey="row", sharex="row"
     )

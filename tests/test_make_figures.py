@@ -286,7 +286,8 @@ def test_the_tables_in_texts_are_the_committed_ones():
     assert retained.markdown([row for path in budgets for row in rows.read(path)]) in results
     offline = sorted((FOLDER / "data").glob("offline_*.csv"))
     assert counterparts.markdown(offline) in results
-    assert limits.markdown(rows.read(FOLDER / "data" / "reach.csv")) in results
+    found = rows.read(FOLDER / "data" / "reach.csv")
+    assert limits.markdown(found) in results and limits.aims(found) in results
     why = (ROOT / "docs" / "why-it-works.md").read_text()
     for part in frames.markdown(rows.read(FOLDER / "data" / "frames_compared.csv")).split("\n\n"):
         assert part in why
@@ -294,7 +295,8 @@ def test_the_tables_in_texts_are_the_committed_ones():
 
 def test_the_limit_table_orders_codes_and_names_an_adapter_once():
     def file(code, size):
-        found = {"adapter": "dinov2_budgets", "code": code, "bytes": size, "relative_error": 0.5}
+        found = {"adapter": "dinov2_budgets", "seed": 0, "code": code, "bytes": size}
+        found |= {"relative_error": 0.5}
         profiled = size // 4 if code == "compact" else None
         found |= {"limit": size // 2, "ratio": 2.0}
         return found | {"profiled_limit": profiled, "profiled_ratio": profiled and 4.0}
@@ -305,7 +307,8 @@ def test_the_limit_table_orders_codes_and_names_an_adapter_once():
         file("weights", 1000),
         file("compact", 5000),
     ]
-    lines = limits.markdown([*found, found[1]]).splitlines()[2:]
+    second = {**found[0], "seed": 1, "bytes": 7}
+    lines = limits.markdown([*found, found[1], second]).splitlines()[2:]
     assert [line.split("|")[2].strip() for line in lines] == ["compact", *["weights"] * 2, "1-bit"]
     assert "DINOv2" in lines[0] and "| 5,000 | 0.500 | 2,500 | 2.00 | 1,250 | 4.00 |" in lines[0]
     assert "| 900 | 0.500 | 450 | 2.00 | - | - |" in lines[-1]
@@ -314,11 +317,34 @@ def test_the_limit_table_orders_codes_and_names_an_adapter_once():
         limits.markdown([{k: v for k, v in found[0].items() if k != "ratio"}])
 
 
+def test_the_table_of_aims_has_the_mean_over_seeds_of_the_files_of_an_error():
+    def file(seed, code, error, ratio, profiled=None):
+        found = {"adapter": "own", "seed": seed, "code": code, "bytes": 1, "limit": 1}
+        found |= {"relative_error": error, "ratio": ratio}
+        return found | {"profiled_limit": 1, "profiled_ratio": profiled}
+
+    found = [
+        file(0, "absolute weights", 0.7, 1.10),
+        file(0, "absolute weights", 0.702, 3.0),  # near too, but not nearest
+        file(1, "absolute weights", 0.699, 1.16),
+        file(0, "absolute weights", 0.51, 2.0),  # of no error that is asked for
+        file(0, "weights", 0.5, 2.0),
+        file(1, "compact", 0.5, 0.25, 1.5),
+    ]
+    lines = [line.split("|")[1:-1] for line in limits.aims(found).splitlines()]
+    assert lines[0][3].strip() == "own" and lines[2][0].strip() == "`absolute weights`"
+    told = [(error.strip(), own.strip()) for *_, error, own in lines[2:]]
+    told = [(error, own) for error, own in told if own != "-"]
+    assert told == [("0.7", "1.13 (1.10 to 1.16)"), ("0.5", "0.25"), ("0.5", "1.50")]
+
+
 def test_what_is_reached_stands_beside_its_own_limits(monkeypatch, tmp_path):
     def file(adapter, code, size, error):
         profiled = size // 4 if code == "compact" else None
-        return {"adapter": adapter, "code": code, "payload": size, "relative_error": error,
-                "limit": size // 2, "profiled_limit": profiled}  # fmt: skip
+        found = {"adapter": adapter, "seed": 0, "code": code, "payload": size}
+        return found | {
+            "relative_error": error, "limit": size // 2, "profiled_limit": profiled
+        }  # fmt: skip
 
     found = [
         file(adapter, code, size, 500 / size)
@@ -328,7 +354,7 @@ def test_what_is_reached_stands_beside_its_own_limits(monkeypatch, tmp_path):
     ]
     kept = []
     monkeypatch.setattr(style, "save", lambda figure, folder, name: kept.append(figure))
-    reached.draw(found, tmp_path)
+    reached.draw([*found, {**found[0], "seed": 1, "payload": 7}], tmp_path)
     panels = kept[0].axes
     assert (
         len(panels) == 4 and "DINOv2" in panels[0].get_ylabel() and "own" in panels[2].get_ylabel()
