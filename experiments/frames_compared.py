@@ -7,8 +7,9 @@ Trains the adapters of the experiment, or takes them from the cache, and codes e
 `compact` does, in the same number of bytes (heads apart), but in other frames:
 
 - `own, N`: eigenvectors of both moments, measured on N passages that the base writes itself, or
-  pictures made from a seed; 256 are what `solar frames` takes (here with the eigenvalues of
-  pictures as they are, which it softens);
+  pictures made from a seed; 256 are what `solar frames` takes. Here and below eigenvalues are as
+  measured, which `solar frames` softens on some bases (moments.py);
+- `own, 256, power P`: the same with the eigenvalues taken to that power;
 - `random tokens` (`noise`), another task's text (`bbc_news`), `the task's inputs`: the same on 64
   others; no label is used;
 - `inputs alone`: the moment of a layer's input only, errors counted as it has them or relative to
@@ -60,6 +61,7 @@ from solar.score import make_scorer
 
 BUDGETS = (1000, 4000)
 AMOUNTS = (1024, 256, 64, 16)  # passages or pictures
+POWERS = (0.7, 0.5)
 OTHERS = 64  # of every other kind
 EPS = 0.1
 TEXT = "bbc_news"
@@ -154,6 +156,13 @@ def variants(setup: Setup, names: tuple[str, ...], seen: Mapping[str, Seen]) -> 
     for name, own in seen.items():
         yield Variant(name, whole(own))
     own = seen[f"own, {PASSAGES}"]
+
+    def softened(power: float):
+        return whole(own, lambda moment, _: frame_file.softened(
+            frame_file.quantised(moment, ROWS), power))  # fmt: skip
+
+    for power in POWERS:
+        yield Variant(f"own, {PASSAGES}, power {power}", softened(power))
 
     def one_side(kept: int):
         return whole(own, lambda moment, side: frame_file.quantised(moment, ROWS)

@@ -69,14 +69,14 @@ def test_every_frame_of_every_seed_once(monkeypatch, tmp_path):
     rows = run(monkeypatch, tmp_path, frames_compared, *given)
     assert tuple(rows[0]) == table.COLUMNS
     whole = [row for row in rows if row["layers"] == "all"]
-    assert len({row["frame"] for row in whole}) == 14 and len(whole) == 28
+    assert len({row["frame"] for row in whole}) == 16 and len(whole) == 32
     assert all(0 < int(row["bytes"]) <= 700 for row in whole)
     assert {row["layers"] for row in rows} == {"all", "c_attn"}
     assert all(float(row["error"]) < 1.2 for row in rows if row["layers"] == "c_attn")
     monkeypatch.setattr(frames_compared, "finetune", None)  # nothing is made anew
     assert run(monkeypatch, tmp_path, frames_compared, *given) == rows
     told = table.markdown(results.read(tmp_path / "rows.csv"))
-    assert told.count("\n") == 2 * (14 + 2) and "| frame | tiny_gpt2, 700 B |" in told.replace(
+    assert told.count("\n") == 2 * (16 + 2) and "| frame | tiny_gpt2, 700 B |" in told.replace(
         "-", "_"
     )
 
