@@ -1,6 +1,7 @@
 """What the codecs reach on a trained adapter, beside the rate-distortion limit.
 
-    python -m experiments.reach experiment=smollm2_sentiment [+out=paper_figures/data/reach.csv]
+    python -m experiments.reach experiment=smollm2_budgets seed=0
+        [+out=paper_figures/data/reach.csv]
 
 Trains the adapter of the experiment, or takes it from the cache, and codes it by every method at
 its own sizes; at a few budgets, and at those where a given error is met, by preset `weights`, by
