@@ -8,6 +8,7 @@ files by size.
 """
 
 import argparse
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,17 +65,17 @@ def _check(found: Rows) -> None:
 def _ratios(found: Rows, column: str, error: float) -> str:
     """Mean, and where seeds differ least to most, of the files of an error; `-` where there is
     none."""
-    near: dict[int, Mapping[str, Any]] = {}
-    for row in found:
-        far = abs(row["relative_error"] / error - 1)
-        best = near.get(row["seed"])
-        if far < CLOSE and (best is None or far < abs(best["relative_error"] / error - 1)):
-            near[row["seed"]] = row
-    own = [row[column] for row in near.values()]
+
+    def far(row: Mapping[str, Any]) -> float:
+        return abs(row["relative_error"] / error - 1)
+
+    seeds = dict.fromkeys(row["seed"] for row in found)
+    nearest = [min((r for r in found if r["seed"] == seed), key=far) for seed in seeds]
+    own = [row[column] for row in nearest if far(row) < CLOSE]
     if not own:
         return "-"
     low, high = f"{min(own):.2f}", f"{max(own):.2f}"
-    return f"{sum(own) / len(own):.2f}" + (f" ({low} to {high})" if low != high else "")
+    return f"{statistics.fmean(own):.2f}" + (f" ({low} to {high})" if low != high else "")
 
 
 def aims(found: Rows) -> str:
