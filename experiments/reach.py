@@ -42,7 +42,7 @@ from solar.evaluate import Weights, usual_names
 
 ERRORS = (0.7, 0.5, 0.3)
 TRIES, CLOSE = 8, 0.002  # of a budget for an error, and how near it is to be met
-LEAST = 200  # bytes of the smallest file that is tried for an error
+LEAST, MOST = 200, 512_000  # bytes of files that are tried for an error
 BUDGETS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
 COLUMNS = (
     "adapter", "seed", "code", "bytes", "payload", "relative_error",
@@ -103,7 +103,7 @@ def at_budgets(code: Callable[[int], Encoded], error: str) -> Iterator[Encoded]:
             at = min(max(above, default=0), len(tried) - 2)
             (x, e), (y, f) = tried[at], tried[at + 1]
             guess = round(math.exp(x + (y - x) * (e - target) / (e - f))) if e > f else 0
-            guess = min(max(guess, LEAST), BUDGETS[-1])
+            guess = min(max(guess, LEAST), MOST)
             if any(math.log(guess) == size for size, _ in tried):
                 break
             try:

@@ -16,10 +16,14 @@ from typing import Any
 from paper_figures import program, rows, tables
 
 ADAPTERS = {  # by experiment, in the order in which they are shown
-    "smollm2_budgets": "SmolLM2, q and v, r = 4",
-    "smollm2_budgets_all": "SmolLM2, all projections, r = 8",
-    "gpt2_mini_budgets": "gpt2-mini, c_attn, r = 4",
-    "dinov2_budgets": "DINOv2 ViT-S/14, q and v, r = 4, head apart",
+    "smollm2_budgets": "SmolLM2, film reviews, q and v, r = 4",
+    "smollm2_budgets_all": "SmolLM2, film reviews, all projections, r = 8",
+    "smollm2_budgets_glosses": "SmolLM2, nouns, q and v, r = 4",
+    "smollm2_budgets_all_glosses": "SmolLM2, nouns, all projections, r = 8",
+    "gpt2_mini_budgets": "gpt2-mini, packages, c_attn, r = 4",
+    "gpt2_mini_budgets_all": "gpt2-mini, packages, all projections, r = 8",
+    "dinov2_budgets": "DINOv2 ViT-S/14, images, q and v, r = 4",
+    "dinov2_budgets_all": "DINOv2 ViT-S/14, images, all projections, r = 8",
 }
 HEAD = {
     "adapter": "---", "code": "---", "bytes": "---:", "relative error": "---:",
@@ -79,17 +83,16 @@ def _ratios(found: Rows, column: str, error: float) -> str:
 
 
 def aims(found: Rows) -> str:
-    """Payload over limit, a line a limit and an error. Raises ValueError for a missing column."""
+    """Payload over limit, a line a limit and an adapter. Raises ValueError for a missing column."""
     _check(found)
-    adapters = adapters_of(found)
-    head = ["", "aim", "error", *(ADAPTERS.get(name, name) for name in adapters)]
-    lines = [tables.bar(*head), tables.bar("---", *["---:"] * (len(head) - 1))]
+    lines = [tables.bar("", "aim", "adapter", *(f"{error}" for error in ERRORS))]
+    lines.append(tables.bar("---", "---:", "---", *["---:"] * len(ERRORS)))
     for code, column, label, aim in AIMS:
-        for error in ERRORS:
-            own = ([r for r in found if (r["adapter"], r["code"]) == (x, code)] for x in adapters)
+        for place, adapter in enumerate(adapters_of(found)):
+            own = [r for r in found if (r["adapter"], r["code"]) == (adapter, code)]
             lines.append(tables.bar(
-                *(label, aim) if error == ERRORS[0] else ("", ""), f"{error}",
-                *(_ratios(each, column, error) for each in own),
+                *("", "") if place else (label, aim), ADAPTERS.get(adapter, adapter),
+                *(_ratios(own, column, error) for error in ERRORS),
             ))  # fmt: skip
     return "\n".join(lines)
 

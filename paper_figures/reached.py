@@ -69,7 +69,7 @@ def draw(rows: Rows, folder: str | Path, name: str = "reached") -> list[Path]:
         own = [row for row in rows if row["adapter"] == adapter]
         _panel(left, own, lambda code: code == METRIC)
         _panel(right, own, lambda code: code != METRIC)
-        title = ADAPTERS.get(adapter, adapter).replace(", ", "\n", 1)
+        title = ADAPTERS.get(adapter, adapter).replace(", ", "\n", 2)
         left.set_ylabel(f"{title}\nrelative error", fontsize=6.5)
         sizes = [row[x] for row in own for x in ("payload", "limit", "profiled_limit") if row[x]]
         for axis in (left, right):
