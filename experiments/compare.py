@@ -218,8 +218,7 @@ def compare(config: dict, folder: Path) -> dict[str, Any]:
 
 
 def measure(config: dict, folder: Path, tracker, clock: dict[str, float]) -> dict[str, Any]:
-    """Trains, writes the packets, scores them: the record of a comparison, as SPEC section 6 lists
-    it."""
+    """Trains, writes the packets, scores them: the record of a comparison."""
     setup = prepare(config)
     clock["base and task"] = time.monotonic()
     logged = set()

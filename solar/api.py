@@ -1,6 +1,6 @@
 """The verbs of `python -m solar` as functions: an adapter directory in, a `.solar` file out, and
 back. Of the base only the adapted weights are read, one at a time; a model is built only to make
-the frames of a base, once.
+the frames of a base, once, and for calibration.
 """
 
 import os
@@ -85,8 +85,13 @@ def compress(
     setting = None if preset == "compact" else setting_for(preset, seed, embed_basis)
     if out.is_dir():
         raise SolarError(f"{out} is a directory; give the name of a file to write")
-    if calibration is not None and setting is not None:
-        raise SolarError(f"preset {preset} looks at weights alone; calibration needs compact")
+    if setting is not None and (calibration is not None or frames is not None):
+        what = "frames are" if calibration is None else "calibration is"
+        raise SolarError(f"preset {preset} looks at weights alone; {what} for compact")
+    if embed_basis and preset != "paper":
+        raise SolarError(f"preset {preset} has no basis to embed; only paper has")
+    if calibration is not None and seed >= 2**63:
+        raise SolarError(f"seed {seed} is too large for calibration; give one below 2^63")
     weights = open_matrices(base)
     read = directory.read_for(adapter, weights.family, weights.shapes)
     size = sum(f.stat().st_size for f in adapter.glob("*.safetensors"))

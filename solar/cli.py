@@ -5,6 +5,7 @@ interrupted. `--json` prints one JSON object to stdout.
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of SPEC section 7."""
+    """The command line: a verb for each function of solar/api.py."""
     top = _Parser(prog="python -m solar", description="Adapters as small files: PEFT in, PEFT out.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -190,6 +191,8 @@ def _text(verb: str, found: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one verb; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in a file may have any characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parsed = parser().parse_args(arguments)
         verb, as_json = parsed.verb, parsed.json
@@ -202,6 +205,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no file was written", file=sys.stderr)
         return 130
     return 0

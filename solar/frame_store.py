@@ -81,7 +81,14 @@ def for_base(
     watch: Watch = unwatched,
 ) -> FramesFile:
     """The frames to code the layers with that `own` identifies: those in the file `given`, those in
-    the cache, or new ones."""
+    the cache, or new ones. Raises SolarError where there are none and none can be made, and for an
+    output head or an embedding, which frames never have."""
+    outside = [name for name in own.names if not any(map(str.isdigit, name.split(".")))]
+    if outside:
+        raise SolarError(
+            f"{outside[0]} is in none of the base's blocks, whose projections are all that frames "
+            "have; use --preset weights"
+        )
     if given is not None:
         return frame_file.read(given)
     found = known(weights, own)

@@ -88,7 +88,7 @@ _FORMS = (
 
 def cache_dir() -> Path:
     """The folder for everything that can be made again: env SOLAR_CACHE, else ~/.cache/solar."""
-    return Path(os.environ.get("SOLAR_CACHE") or "~/.cache/solar").expanduser()
+    return Path(os.path.expanduser(os.environ.get("SOLAR_CACHE") or "~/.cache/solar"))
 
 
 def parse(spec: str) -> Spec:

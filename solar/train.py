@@ -204,6 +204,11 @@ def train(
                 batch = {k: v[index] for k, v in task.train.items()}
                 batch["weight"] = np.ones(config.batch_size, np.float32)
                 with deferred_interrupt():
+                    if pending is not None and method.refresh is not None:
+                        # What is refreshed reads the parameters: a loss that is not finite is told
+                        # first.
+                        settle(pending, losses, log)
+                        pending = None
                     state = refreshed(method, method_config, state, step)
                     state, loss, norm = update(params, state, batch, step)
                     # The loss of the step before is read while this one runs on the device.

@@ -26,6 +26,14 @@ NAMES = tuple(f"layers.{i}.{kind}" for i in range(4) for kind in "qv")
 OUTPUTS, INPUTS, RANK = 48, 96, 3
 
 
+def many(count: int) -> profiled.Lines:
+    """As many components of two entries each, all of the same energy."""
+    return profiled.Lines(
+        np.full(count, 255), np.arange(count), np.ones((count, 2), int),
+        np.zeros(2 * count, int), draw(0).standard_normal(2 * count),
+    )  # fmt: skip
+
+
 def draw(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
@@ -389,3 +397,23 @@ def test_another_process_with_other_threads_makes_the_same_frames(tmp_path):
         )  # fmt: skip
         found.add(done.stdout.strip())
     assert len(found) == 1
+
+
+def test_more_components_than_the_boost_can_count():
+    own, dials = many(70_000), profiled.Dials(-255, 450, 0, 0, 16, 16)
+    sent = np.ones(len(own.energies), bool)
+
+    def size(chosen, bits):
+        return profiled.length(int(chosen.sum()), bits)
+
+    found = [profiled.quantise(own, dials._replace(step=step)) for step in (450, 449)]
+    coarse, fine = (size(sent, f.bits + profiled.energy_bits(own)) for f in found)
+    budget = fine - (fine - coarse) // 60  # nearly all a quarter finer
+    filled = allot._finest(own, sent, dials, size, budget)
+    assert filled.dials.boost == profiled.MOST_BOOST
+    assert (
+        len(profiled.pack(own, filled.dials, price=filled.price, found=filled.quantised)) <= budget
+    )
+    for _ in range(2):
+        dials = allot.coarser(own, dials)
+        assert 0 <= dials.boost <= profiled.MOST_BOOST

@@ -106,6 +106,18 @@ def test_a_file_that_nothing_fills_is_refused_before_training(given):
     assert not steps
 
 
+def test_factors_that_are_not_finite_are_refused_by_name(given):
+    huge = {name: (b, a, 1e30) for name, (b, a, _) in given.start.pairs.items()}
+    method = aware.method(replace(given.start, pairs=huge), given.known, given.frames,
+                          given.known.names)  # fmt: skip
+    with pytest.raises(SolarError, match="the loss of step 1 is nan"):
+        train(given.base, method, TIGHT, given.task, RUN)
+    trainable, frozen = method.init(jax.random.key(0), given.base, TIGHT)
+    trainable = {**trainable, "left": trainable["left"] * np.nan}
+    with pytest.raises(SolarError, match="the adapter's factors are not finite"):
+        method.refresh(trainable, frozen, 0, TIGHT)
+
+
 def test_heads_are_trained_in_units_of_their_size(given):
     head = {"score.weight": np.full((2, 8), 0.05, np.float32)}
     start = replace(given.start, heads=head)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from solar.codec import baselines, packet
+from solar.codec import baselines, container, packet
 from solar.codec.container import PacketError
 from solar.codec.factors import Factors, canonical, relative_error
 from solar.errors import SolarError
@@ -91,6 +91,14 @@ def test_scale_of_the_adapter_does_not_matter(base, update, scale):
         plain = baselines.encode(update, base, kind, **options).report["relative_error"]
         report = baselines.encode(scaled, base, kind, **options).report
         assert report["relative_error"] == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_packet_shorter_than_its_ranks_need_is_refused_at_once(base, update, monkeypatch):
+    own = container.unpack(baselines.encode(update, base, "bits", bits=4).data)
+    data = container.pack(own._replace(payload=own.payload[:9]))
+    monkeypatch.setattr(baselines, "_group_lengths", None)  # as long as the ranks claim
+    with pytest.raises(PacketError, match="does not fit its layer table"):
+        packet.decode(data, base)
 
 
 def test_zero_layers_cost_nothing(base, update):

@@ -1,12 +1,14 @@
 """Budgets: the file is filled and never overfilled, and what it is filled with is worth most."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 
 from solar.api import setting_for
 from solar.codec import baselines, budget, ecsq, limit, packet, trellis
+from solar.codec.coefficients import Side
 from solar.codec.encode import encode
 from solar.codec.factors import Factors, canonical, relative_error
 from solar.codec.fit import fit
@@ -68,6 +70,31 @@ def test_the_preset_fills_budgets_that_have_no_room_for_every_layer():
         coded = made(canonical(pairs), base, setting, size)
         assert len(coded.data) >= 0.97 * size
         assert sum(f.left.shape[1] > 0 for f in coded.factors.values()) < len(names)
+
+
+def test_what_is_worth_alike_keeps_its_order_on_any_machine():
+    """Powers differ in their last bits between kinds of processors, and with them worths."""
+    sides = [Side(i, s, 64, 2, 64) for i in range(50) for s in (0, 1)]
+    own = ecsq.components(COMPACT, sides)
+    energies = np.repeat(np.random.default_rng(5).lognormal(0, 2, len(own.pairs))[:, None], 2, 1)
+    own = ecsq.weighed(own, energies, 255)
+    noise = 1 + 2e-15 * np.random.default_rng(6).standard_normal(len(own.pairs))
+    other = own._replace(weights=own.weights * noise)
+    for boost in (-30, 17, 51, 130):
+        chosen = ecsq.choose(own, 1e-3, boost)
+        assert (chosen > 0).any() and (ecsq.choose(other, 1e-3, boost) == chosen).all()
+
+
+@pytest.mark.parametrize("dtype", ["entropy", "float16", "int8", "sign", "auto"])
+def test_the_least_budget_that_is_told_is_one_that_a_file_fits(base, update, dtype):
+    setting = Setting(Recipe("orthogonal", MAX_SIZE), keep=BUDGET, dtype=dtype)
+    with pytest.raises(SolarError, match="that sends nothing has") as told:
+        made(update, base, setting, 1)
+    least = int(re.search(r"nothing has (\d+)", str(told.value))[1])
+    with pytest.raises(SolarError, match=f"nothing has {least}"):
+        made(update, base, setting, least - 1)
+    for more in range(6):
+        made(update, base, setting, least + more)
 
 
 @pytest.mark.parametrize("kind", ["orthogonal", "singular"])

@@ -133,7 +133,8 @@ def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
     [
         ("missing.txt", [], "cannot read calibration text"),
         ("empty.txt", [], "holds no text"),
-        ("empty.txt", ["--preset", "weights"], "calibration needs compact"),
+        ("own", ["--seed", str(2**63)], "too large for calibration"),
+        ("empty.txt", ["--preset", "weights"], "calibration is for compact"),
     ],
 )
 def test_what_cannot_be_used_is_refused(tmp_path, monkeypatch, capsys, data, more, says):

@@ -124,6 +124,7 @@ class TestRefusals:
         ("changes", "message"),
         [
             ({"use_dora": True}, "uses use_dora"),
+            ({"alpha_pattern": {"(?i)q": 2}}, "is no regular expression"),
             ({"alpha_pattern": {"(": 2}}, r"'\(' in alpha_pattern is no regular expression"),
             ({"alpha_pattern": {"q": "2"}}, "alpha_pattern is not what PEFT writes"),
             ({"alpha_pattern": [1]}, "alpha_pattern is not what PEFT writes"),

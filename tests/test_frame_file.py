@@ -95,6 +95,8 @@ def test_tables_that_do_not_fit_their_file_are_refused(tmp_path, frames):
         ("marks", lambda x: x[:-1]),
         ("marks", lambda x: x[:, :-1]),
         ("marks", lambda x: x.astype(np.int32)),
+        ("marks", lambda x: np.zeros((10**12, 0), np.uint8)),  # no bytes, and a claim of many
+        ("layers", lambda x: np.frombuffer(b'{"about":' + b"[" * 10**5 + b"]" * 10**5, np.uint8)),
         ("layers", lambda x: np.frombuffer(x.tobytes().replace(b"[0,4,", b"[0,99,"), np.uint8)),
         ("layers", lambda x: x[:-1]),
     ):
@@ -102,6 +104,23 @@ def test_tables_that_do_not_fit_their_file_are_refused(tmp_path, frames):
         altered(path, part, change)
         with pytest.raises(SolarError, match="frames"):
             frame_file.read(path)
+
+
+def test_a_frame_without_directions_is_a_frame(base, frames):
+    """What a weight of one row has: all that is known is how large inputs or gradients are."""
+    plain = tuple(f._replace(rows=f.rows[:0], powers=f.powers[-1:]) for f in frames.frames)
+    own = frames._replace(frames=plain)
+    coded = code(base, own, 3000)
+    decoded = packet.decode(coded.data, base, frames=find(own)).factors
+    assert relative_error(update(), decoded) < 0.8
+    assert frame_file.quantised(np.array([[2.0]]), 16).rows.shape == (0, 1)
+
+
+def test_an_output_head_has_no_frames_and_nothing_is_measured_for_it(monkeypatch):
+    weights = {"layers.0.q": np.ones((4, 6), np.float32), "lm_head": np.ones((9, 6), np.float32)}
+    monkeypatch.setattr(frame_store, "made", None)
+    with pytest.raises(SolarError, match="lm_head is in none of the base's blocks.*weights"):
+        frame_store.for_base(None, "nowhere", weights, container.identify(weights, weights))
 
 
 def test_a_frame_is_read_when_it_is_asked_for(tmp_path, frames):

@@ -1,6 +1,7 @@
 """Tasks without a network: templates, label tokens, cutting, splits, local data, images."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import yaml
 from PIL import Image
 
 from solar.errors import SolarError
-from solar.tasks import build, running_text
+from solar.tasks import build, images, running_text
 from solar.tasks.package_index import parse_index
 from solar.tasks.sources import SOURCES, movie_snippets, open_source, plain_words
 from solar.tasks.task import identity_of
@@ -634,6 +635,14 @@ def test_broken_image_is_named(tmp_path):
     node["source"]["path"] = str(tmp_path / "p")
     with pytest.raises(SolarError, match="x.png is not a readable image"):
         build(node)
+
+
+def test_an_image_that_claims_to_be_huge_is_named(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    written = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(written, "PNG")
+    with pytest.raises(SolarError, match="not a readable image"):
+        images.read_image(written.getvalue(), "own")
 
 
 # ------------------------------------------------------------- parts of the real sources

@@ -27,6 +27,7 @@ from solar.codec.choose import Choice, Decided
 from solar.codec.container import Base as Known
 from solar.codec.frame_file import OCTAVE, FramesFile
 from solar.codec.profiled import Dials
+from solar.errors import SolarError
 from solar.weights.base import Base
 
 AGAIN = 10  # steps after which all is decided anew, and twice, four times, eight times as many
@@ -172,8 +173,14 @@ def canonical(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _canonical(trainable: Leaves, frozen: Leaves) -> tuple[list[np.ndarray], tuple]:
-    """Both factors of all layers in the metric, float64, and what `canonical` makes of them."""
+    """Both factors of all layers in the metric, float64, and what `canonical` makes of them. Raises
+    SolarError where they are not finite."""
     now = [np.asarray(_factors(trainable, frozen, side), np.float64) for side in SIDES]
+    if not all(np.isfinite(side).all() for side in now):
+        raise SolarError(
+            "the adapter's factors are not finite in training through the codec: it is too large, "
+            "or learning_rate is"
+        )
     return now, canonical(*now)
 
 
@@ -219,7 +226,7 @@ def _directions(turn: metric.Reflections, count: int) -> np.ndarray:
 
 def _balance(trainable: Mapping[str, np.ndarray], i: int) -> None:
     """Gives both factors of a layer the same norm, as the codec has them."""
-    left, right = (float(np.linalg.norm(trainable[side][i])) for side in SIDES)
+    left, right = (float(np.linalg.norm(trainable[side][i].astype(np.float64))) for side in SIDES)
     if left and right:
         trainable["left"][i] *= np.sqrt(right / left)
         trainable["right"][i] *= np.sqrt(left / right)

@@ -98,7 +98,7 @@ def check_patterns(path: Path, config: Mapping) -> None:
         raise SolarError(f"{path}: {bad[0]} is not what PEFT writes; the file is damaged")
     for pattern in config.get("alpha_pattern") or {}:
         try:
-            re.compile(pattern)
+            re.compile(targets.at_end(pattern))
         except re.error as error:
             raise SolarError(
                 f"{path}: {pattern!r} in alpha_pattern is no regular expression ({error})"

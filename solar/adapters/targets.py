@@ -71,6 +71,11 @@ def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> floa
     alpha_pattern.
     """
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if re.match(at_end(pattern), name):
             return value
     return default
+
+
+def at_end(pattern: str) -> str:
+    """The regular expression of a name that ends in what `pattern` matches, as PEFT builds it."""
+    return rf"(.*\.)?({pattern})$"

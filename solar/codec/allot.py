@@ -257,7 +257,7 @@ def again(
     if not sent.any():
         return Filled(dials._replace(boost=0), sent, price)
     part = only(own, sent)
-    dials = dials._replace(boost=min(dials.boost, len(part.energies) - 1))
+    dials = dials._replace(boost=min(dials.boost, _most_boost(part)))
     found = profiled.quantise(part, dials, price)
     bits = found.bits + profiled.energy_bits(part)
     if -WORD <= budget - size(sent, bits) <= max(spare * budget, WORD):
@@ -277,7 +277,7 @@ def _finest(
 
     def at(boost: int) -> Dials:
         turns, rest = divmod(boost, count)
-        return dials._replace(step=dials.step - turns, boost=rest)
+        return dials._replace(step=dials.step - turns, boost=min(rest, profiled.MOST_BOOST))
 
     best: tuple[int, Quantised] | None = None  # of the fullest file that fits: what it leaves
 
@@ -332,4 +332,8 @@ def coarser(own: Lines, dials: Dials) -> Dials:
     """The next dials that cost less."""
     if dials.boost:
         return dials._replace(boost=dials.boost - 1)
-    return dials._replace(step=dials.step + 1, boost=len(own.energies) - 1)
+    return dials._replace(step=dials.step + 1, boost=_most_boost(own))
+
+
+def _most_boost(own: Lines) -> int:
+    return min(len(own.energies) - 1, profiled.MOST_BOOST)

@@ -141,6 +141,8 @@ def decode(packet: Packet, known: Base) -> dict[str, Factors]:
             raise PacketError("packet is altered: its payload does not fit its layer table")
         entries = quantize.restore(packet.payload, dtype, power)
     else:
+        if 8 * len(packet.payload) < what * int(lengths.sum()):  # before anything is as large
+            raise PacketError("packet is altered: its payload does not fit its layer table")
         groups = _group_lengths(lengths, what)
         split = 2 * len(groups)
         if len(packet.payload) < split:

@@ -149,7 +149,10 @@ def choose(own: Components, price: float, boost: int) -> np.ndarray:
     chosen = np.where(sent, chosen, 0)
     active = np.flatnonzero(chosen[:, 0] > 0)
     if boost and len(active):
-        order = active[np.argsort(-worths(own)[active], kind="stable")]
+        # What is worth alike, as the first components of all layers where `relative` is 1, keeps
+        # its place whatever the last bits of a power are on this machine.
+        falling = -np.round(2**20 * np.log2(worths(own)[active]))
+        order = active[np.argsort(falling, kind="stable")]
         lines = np.stack([np.repeat(order, 2), np.tile([0, 1], len(order))])
         turns, rest = divmod(abs(boost), lines.shape[1])
         sign = 1 if boost > 0 else -1

@@ -58,9 +58,10 @@ def spread(
     return setting, coded._replace(left_out=left_out), tails
 
 
-def _least(job: Job, budget_bytes: int) -> int:
-    """Bytes of a file that sends nothing but heads. Raises SolarError where the budget is less."""
-    least = job.overhead((0,) * len(job.factors)) + len(job.heads) + payload.LENGTH
+def _least(job: Job, budget_bytes: int, empty: int = payload.LENGTH) -> int:
+    """Bytes of a file that sends nothing but heads, whose payload has `empty`. Raises SolarError
+    where the budget is less."""
+    least = job.overhead((0,) * len(job.factors)) + len(job.heads) + empty
     container.check_budget(budget_bytes, least, len(job.heads))
     return least
 
@@ -179,7 +180,7 @@ def entropy(
             "dtype entropy needs orthonormal atoms: vector atoms of kind orthogonal, or singular "
             "without perturbation and with N up to the rank; choose another dtype or basis"
         )
-    _least(job, budget_bytes)
+    _least(job, budget_bytes, ecsq.length(0, 0.0))
     own = ecsq.components(setting, sides)
     tables, energies = [], np.zeros(own.sizes.shape)
     for row, (pair, target) in enumerate(zip(own.pairs, own.targets, strict=True)):

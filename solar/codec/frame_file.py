@@ -33,7 +33,8 @@ OCTAVE = 4  # powers count quarters of an octave
 MOST_POWER = 400  # quarters of an octave, either way
 # What reading a file of other bytes than these raises.
 WRONG = (
-    SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError
+    SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError,
+    RecursionError,  # of JSON in JSON
 )  # fmt: skip
 
 
@@ -186,9 +187,11 @@ def read(path: str | os.PathLike) -> FramesFile:
         layers = {str(k): (int(v[0]), int(v[1])) for k, v in known["layers"].items()}
         digests = {str(k): bytes.fromhex(v[2]) for k, v in known["layers"].items()}
         about, count = dict(known.get("about", {})), len(marks)
-        wanted = {f"{part}.{i}" for part in Frame._fields for i in range(count)}
-        whole = wanted | {"layers", "marks"} == set(file.keys())
-        whole &= marks.dtype == np.uint8 and marks.shape == (count, hashlib.sha256().digest_size)
+        # First, since marks that are no bytes long may claim to be any number.
+        whole = marks.dtype == np.uint8 and marks.shape == (count, hashlib.sha256().digest_size)
+        if whole:
+            wanted = {f"{part}.{i}" for part in Frame._fields for i in range(count)}
+            whole = wanted | {"layers", "marks"} == set(file.keys())
     except OSError as error:
         raise SolarError(f"cannot read frames {path}: {error.strerror}") from None
     except WRONG:

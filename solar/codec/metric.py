@@ -21,7 +21,8 @@ from solar.codec.frame_file import OCTAVE, Frame, every_power
 
 
 class Reflections(NamedTuple):
-    """Q as LAPACK stores it, and scale (n,) float64: square roots of the eigenvalues."""
+    """Q as LAPACK stores it, and scale (n,) float64: square roots of the eigenvalues. A frame
+    without rows has no reflections: Q is the identity."""
 
     vectors: np.ndarray
     factors: np.ndarray
@@ -31,15 +32,20 @@ class Reflections(NamedTuple):
 def reflections(frame: Frame) -> Reflections:
     from scipy.linalg.lapack import dgeqrf
 
-    vectors, factors, _, _ = dgeqrf(frame.rows.T.astype(np.float64))
+    vectors, factors = frame.rows.T.astype(np.float64), np.zeros(0)
+    if vectors.size:
+        vectors, factors, _, _ = dgeqrf(vectors)
     return Reflections(vectors, factors, 2.0 ** (every_power(frame) / (2.0 * OCTAVE)))
 
 
 def _turn(own: Reflections, columns: np.ndarray, transposed: str) -> np.ndarray:
     from scipy.linalg.lapack import dormqr
 
+    columns = columns.astype(np.float64)
+    if not own.factors.size:
+        return columns
     room = max(1, 64 * columns.shape[1])
-    return dormqr("L", transposed, own.vectors, own.factors, columns.astype(np.float64), room)[0]
+    return dormqr("L", transposed, own.vectors, own.factors, columns, room)[0]
 
 
 def into(own: Reflections, columns: np.ndarray) -> np.ndarray:
@@ -62,8 +68,8 @@ class Seen(NamedTuple):
 
 
 def seen(factors: Factors, inputs: Reflections, outputs: Reflections) -> Seen:
-    """A layer's update in the metric. The sign of a component is canonical.py's: the largest entry
-    of the left column is positive."""
+    """A layer's update in the metric. The sign of a component is as factors.canonical has it: the
+    largest entry of the left column is positive."""
     q_left, r_left = np.linalg.qr(into(outputs, factors.left))
     q_right, r_right = np.linalg.qr(into(inputs, factors.right))
     p, sizes, qt = np.linalg.svd(r_left @ r_right.T)

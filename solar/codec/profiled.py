@@ -38,6 +38,7 @@ from solar.codec.trellis import LEAST, MOST
 
 HEAD = struct.Struct("<hhHBBBB")
 SHAPE = struct.Struct("<bBbB")
+MOST_BOOST = 2**16 - 1  # what HEAD holds of it, also where there are more components
 FIRST = HEAD.size + SHAPE.size  # where the stream begins
 PRICE = 1 / trellis.UNIT  # squared error per bit over Delta^2
 ENERGIES = scales.LARGEST + 1

@@ -17,6 +17,12 @@ from solar.errors import SolarError
 from solar.tasks.task import SPLITS, Candidate, Request, Source, draw_examples
 from solar.tasks.text import Arrays, class_index, class_names, group_key
 
+# What Pillow raises of bytes that are none, or that claim to be millions of pixels.
+_NO_IMAGE = (
+    TypeError, ValueError, SyntaxError, AttributeError, OSError, UnidentifiedImageError,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
 
 def read_image(value: Any, name: str) -> Image.Image:
     """Decode one cell of an image column to RGB. Raises SolarError for what is no image."""
@@ -30,7 +36,7 @@ def read_image(value: Any, name: str) -> Image.Image:
         source = io.BytesIO(value) if isinstance(value, bytes) else Path(value)
         with Image.open(source) as opened:
             return opened.convert("RGB")
-    except (TypeError, ValueError, UnidentifiedImageError, OSError) as error:
+    except _NO_IMAGE as error:
         shown = value if isinstance(value, (str, Path)) else type(value).__name__
         raise SolarError(f"task {name}: {shown} is not a readable image ({error})") from error
 

@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict:
     """A JSON file's dictionary; raises SolarError where it is no JSON."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SolarError(f"{path} is not valid JSON ({error}); fetch the model again") from error
     if not isinstance(found, dict):
         raise SolarError(f"{path} holds no JSON object; fetch the model again")

@@ -65,7 +65,7 @@ def locate(spec: str) -> Path:
                 f"{name} is not made yet; run `python -m experiments.pretrain` (about 15 minutes)"
             )
         return folder
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # which leaves ~NAME where there is no such user
     if path.exists():
         return path
     if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
