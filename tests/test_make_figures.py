@@ -32,6 +32,7 @@ from paper_figures import (
     rows,
     style,
     tables,
+    tuned,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,9 +289,28 @@ def test_the_tables_in_texts_are_the_committed_ones():
     assert counterparts.markdown(offline) in results
     found = rows.read(FOLDER / "data" / "reach.csv")
     assert limits.markdown(found) in results and limits.aims(found) in results
+    assert tuned.markdown(rows.read(FOLDER / "data" / "lora_tuned.csv")) in results
     why = (ROOT / "docs" / "why-it-works.md").read_text()
     for part in frames.markdown(rows.read(FOLDER / "data" / "frames_compared.csv")).split("\n\n"):
         assert part in why
+
+
+def test_the_rate_that_validation_prefers_is_bold():
+    def row(rate, score, seed=0, steps=80, experiment="smollm2_budgets"):
+        return {"experiment": experiment, "seed": seed, "rate": rate, "steps": steps,
+                "validation_score": score, "validation_loss": 1 - score}  # fmt: skip
+
+    found = [row(4e-3, 0.5, experiment="unknown"), row(2e-3, 0.8), row(1e-3, 0.7),
+             row(1e-3, 0.8, 1), row(1e-3, 0.6, steps=320)]  # fmt: skip
+    lines = [line.split("|")[1:-1] for line in tuned.markdown(found).splitlines()]
+    assert [cell.strip() for cell in lines[0]] == ["adapter", "steps", "0.001", "0.002", "0.004"]
+    assert [[cell.strip() for cell in line[1:]] for line in lines[2:]] == [
+        ["80", "0.750 (0.250)", "**0.800** (0.200)", "-"],
+        ["320", "**0.600** (0.400)", "-", "-"],
+        ["80", "-", "-", "**0.500** (0.500)"],
+    ]
+    with pytest.raises(ValueError, match="lack rate"):
+        tuned.markdown([{k: v for k, v in found[0].items() if k != "rate"}])
 
 
 def test_the_limit_table_orders_codes_and_names_an_adapter_once():
