@@ -138,7 +138,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "retain
             if inside:
                 if all(results.on_grid(p) and p["eps"] == EPS for p in inside):
                     label = "the paper's form"
-                label = label.replace("SOLAR", "the paper's form")
+                label = label.replace("SOLAR, top", "the paper's form, top")
                 legend[label] = plot_line(place, inside, "retained", look)
         scale_bytes(place, panel.points)
         place.axhline(1, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=1)

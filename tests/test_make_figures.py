@@ -442,6 +442,7 @@ def test_the_papers_form_of_the_same_adapters_stands_in_their_panel(monkeypatch,
     legend = retained.draw(grid(), tmp_path).legends[0]
     names = [text.get_text() for text in legend.get_texts()]
     assert "the paper's form" in names and "SOLAR, random basis" in " ".join(names)
+    assert "the paper's form, top $K$" in names
 
 
 def test_what_was_trained_through_a_file_stands_beside_no_smaller_one():
