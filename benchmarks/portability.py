@@ -51,8 +51,6 @@ TITLES = {
 }
 ADAPTER = packages.cache_dir() / "adapters" / "c67b0b57676d152a43ceed97"
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
-
 # What of this processor NumPy makes use of beyond what it was built for.
 WIDE = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
 

@@ -18,8 +18,10 @@ from paper_figures.limits import ADAPTERS
 
 NEEDED = ("experiment", "seed", "rate", "steps", "validation_score", "validation_loss")
 
+Rows = Sequence[Mapping[str, Any]]
 
-def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+
+def markdown(found: Rows) -> str:
     """A line an adapter and number of steps. Raises ValueError for a missing column."""
     rows.check(found, NEEDED, "rate", "experiments.lora_tuned")
     rates = sorted({row["rate"] for row in found})
@@ -28,27 +30,24 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     order = {name: place for place, name in enumerate(ADAPTERS)}
     runs = {(row["experiment"], row["steps"]) for row in found}
     for name, steps in sorted(runs, key=lambda run: (order.get(run[0], len(order)), run)):
-        own = [row for row in found if (row["experiment"], row["steps"]) == (name, steps)]
-        scores = {rate: _mean(own, rate, "validation_score") for rate in rates}
-        best = max(score for score in scores.values() if score is not None)
-        cells = []
-        for rate, score in scores.items():
-            if score is None:
-                cells.append("-")
-                continue
-            text = f"{score:.3f}"
-            cells.append(
-                (f"**{text}**" if score == best else text)
-                + f" ({_mean(own, rate, 'validation_loss'):.3f})"
-            )
+        seeds = [
+            [r for r in found if (r["experiment"], r["steps"], r["rate"]) == (name, steps, rate)]
+            for rate in rates
+        ]
+        best = max(_mean(own, "validation_score") for own in seeds if own)
+        cells = (_cell(own, best) if own else "-" for own in seeds)
         lines.append(tables.bar(ADAPTERS.get(name, name), f"{steps}", *cells))
     return "\n".join(lines)
 
 
-def _mean(own: Sequence[Mapping[str, Any]], rate: float, column: str) -> float | None:
-    """Over the seeds."""
-    values = [row[column] for row in own if row["rate"] == rate]
-    return statistics.fmean(values) if values else None
+def _cell(own: Rows, best: float) -> str:
+    score, loss = (_mean(own, f"validation_{what}") for what in ("score", "loss"))
+    mark = "**" if score == best else ""
+    return f"{mark}{score:.3f}{mark} ({loss:.3f})"
+
+
+def _mean(own: Rows, column: str) -> float:
+    return statistics.fmean(row[column] for row in own)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,9 +21,14 @@ def _folder() -> Path:
 def _mark(weights: Mapping[str, np.ndarray]) -> str:
     """A name for a base from the names of its projections and one of its weights."""
     # A classifier is there or not, depending on who opened the base.
-    names = sorted(name for name in weights if any(map(str.isdigit, name.split("."))))
+    names = sorted(filter(_in_a_block, weights))
     digest = hashlib.sha256("\n".join(names).encode())
     return digest.hexdigest()[:8] + container.identify(weights, names[:1]).hash.hex()[:16]
+
+
+def _in_a_block(name: str) -> bool:
+    """Whether a weight is one of the numbered blocks', and no embedding or output head."""
+    return any(map(str.isdigit, name.split(".")))
 
 
 def keep(own: FramesFile, weights: Mapping[str, np.ndarray]) -> Path:
@@ -83,7 +88,7 @@ def for_base(
     """The frames to code the layers with that `own` identifies: those in the file `given`, those in
     the cache, or new ones. Raises SolarError where there are none and none can be made, and for an
     output head or an embedding, which frames never have."""
-    outside = [name for name in own.names if not any(map(str.isdigit, name.split(".")))]
+    outside = [name for name in own.names if not _in_a_block(name)]
     if outside:
         raise SolarError(
             f"{outside[0]} is in none of the base's blocks, whose projections are all that frames "

@@ -153,30 +153,20 @@ def test_expand_keeps_what_is_there(capsys, tmp_path, file, base):
 
 def test_mistakes_are_one_line(capsys, tmp_path, adapter, base, file):
     out = ("--out", tmp_path / "x.solar")
+    given = ("compress", adapter, "--base", base, *out)
     for message, *arguments in (
         ("the following arguments are required: --base, --out", "compress", adapter),
         ("invalid choice: 'squash'", "squash"),
-        ("invalid choice: 'best'", "compress", adapter, "--base", base, *out, "--preset", "best"),
-        ("too small", "compress", adapter, "--base", base, *out, "--budget-bytes", 12),
+        ("invalid choice: 'best'", *given, "--preset", "best"),
+        ("too small", *given, "--budget-bytes", 12),
         ("does not exist", "compress", adapter, "--base", tmp_path / "nobase", *out),
         ("nowhere", "compress", tmp_path / "nowhere", "--base", base, *out),
         ("is a directory", "compress", adapter, "--base", base, "--out", tmp_path),
-        ("out of range", "compress", adapter, "--base", base, *out, "--seed", -1),
-        (
-            "frames are for compact",
-            "compress",
-            adapter,
-            "--base",
-            base,
-            *out,
-            "--preset",
-            "paper",
-            "--frames",
-            tmp_path / "none.frames",
-        ),
-        ("has no basis to embed", "compress", adapter, "--base", base, *out, "--embed-basis"),
+        ("out of range", *given, "--seed", -1),
+        ("frames are for compact", *given, "--preset", "paper", "--frames", base),
+        ("has no basis to embed", *given, "--embed-basis"),
         ("does not exist", "compress", adapter, "--base", "~nobody-of-this-name/model", *out),
-        ("head dtype 'int3'", "compress", adapter, "--base", base, *out, "--head-dtype", "int3"),
+        ("head dtype 'int3'", *given, "--head-dtype", "int3"),
         ("cannot read packet", "inspect", tmp_path / "none.solar"),
         ("not a .solar packet", "inspect", adapter / "adapter_config.json"),
         ("another base", "verify", file, "--base", "tiny:llama"),

@@ -151,7 +151,7 @@ def choose(own: Components, price: float, boost: int) -> np.ndarray:
     if boost and len(active):
         # What is worth alike, as the first components of all layers where `relative` is 1, keeps
         # its place whatever the last bits of a power are on this machine.
-        falling = -np.round(2**20 * np.log2(worths(own)[active]))
+        falling = -np.round(2**20 * np.log2(worth[active, 0]))
         order = active[np.argsort(falling, kind="stable")]
         lines = np.stack([np.repeat(order, 2), np.tile([0, 1], len(order))])
         turns, rest = divmod(abs(boost), lines.shape[1])

@@ -79,7 +79,7 @@ def files(
     if format not in READERS:
         raise SolarError(f"unknown file format {format!r}: choose one of {', '.join(READERS)}")
     given = {"all": path, "train": train, "validation": validation, "test": test}
-    given = {split: Path(place).expanduser() for split, place in given.items() if place}
+    given = {split: Path(os.path.expanduser(place)) for split, place in given.items() if place}
     if not given or ("all" in given and len(given) > 1):
         raise SolarError("source files needs either path, or train with validation and test")
     splits = {}
@@ -152,7 +152,7 @@ def image_folder(path: str) -> Source:
     Class names are the folders', sorted. Raises SolarError when the folder or its images are not
     there.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.is_dir():
         raise SolarError(f"no such folder: {root}")
     named = {split: root / split for split in ("train", "validation", "test")}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from solar.errors import SolarError
 from solar.tasks.task import SPLITS, Candidate, Request, Source, draw_examples
@@ -19,8 +19,7 @@ from solar.tasks.text import Arrays, class_index, class_names, group_key
 
 # What Pillow raises of bytes that are none, or that claim to be millions of pixels.
 _NO_IMAGE = (
-    TypeError, ValueError, SyntaxError, AttributeError, OSError, UnidentifiedImageError,
-    Image.DecompressionBombError,
+    TypeError, ValueError, SyntaxError, AttributeError, OSError, Image.DecompressionBombError
 )  # fmt: skip
 
 
