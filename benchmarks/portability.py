@@ -243,7 +243,7 @@ def show(report: dict[str, Any], console: Console) -> None:
             f"smallest gaps of {base}, relative to the largest value: " + "; ".join(parts)
         )
     console.print(
-        f"largest difference {report['worst']:.1e}, {report['refused']} refused, "
+        f"largest difference {report['worst'] or 0.0:.1e}, {report['refused']} refused, "
         f"{report['faults']} above {MOST:g} and not refused"
     )
 

@@ -9,7 +9,6 @@ in the leading N singular vectors, beside the share in a seeded random subspace 
 N / dimension. ``paper_figures.alignment`` draws it.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import csv_file
 from experiments.compare import shrink
 from experiments.finetune import finetune, prepare
+from experiments.kinds import kinds
 from experiments.program import main
 from paper_figures.alignment import COLUMNS
 from solar import packages
@@ -35,15 +35,15 @@ def measure(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     setup = prepare(config)
     adapter = peft_io.read(finetune(config, setup), setup.base)
     cache = packages.cache_dir() / "bases"
-    shares = alignment(
-        canonical(adapter.pairs), Weights(setup.base), SIZES, cache, seed=config["seed"]
-    )
+    factors, kind = canonical(adapter.pairs), kinds(adapter.pairs)
+    shares = alignment(factors, Weights(setup.base), SIZES, cache, seed=config["seed"])
     for share in shares:
         yield {
+            "experiment": config["name"],
             "base": config["model"]["name"],
             "seed": config["seed"],
-            "layer": int(re.search(r"\.(\d+)\.", share["name"])[1]),
-            "module": share["name"].rpartition(".")[2],
+            "layer": kind[share["name"]][0],
+            "module": kind[share["name"]][1],
             "side": share["side"],
             "size": share["size"],
             "alignment": share["singular"],
@@ -57,7 +57,7 @@ def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     out = plain.pop("out", None)
     rows = list(measure(shrink(plain) if plain["tiny"] else plain))
-    csv_file.put_out(out, "alignment.csv", [*COLUMNS, "seed"], rows, ("base", "seed"))
+    csv_file.put_out(out, "alignment.csv", [*COLUMNS, "seed"], rows, ("experiment", "base", "seed"))
 
 
 if __name__ == "__main__":

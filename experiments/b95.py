@@ -8,10 +8,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from paper_figures.rows import TITLE, titles
 from paper_figures.tables import bar
 
 SHARE = 0.95
-_CODEC = ("base", "task", "tiny", "group", "codec", "basis", "atoms")
+_RUN = ("base", "task", "adapter", "tiny", "group")
+_CODEC = (*_RUN, "codec", "basis", "atoms")
 
 
 def name(row: Mapping[str, Any]) -> str:
@@ -31,7 +33,7 @@ def fewest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for members in groups.values():
         enough = [row for row in members if (row.get("retained") or 0.0) >= SHARE]
         best = min(enough, key=lambda row: row["bytes"], default={})
-        about = {k: members[0].get(k) for k in ("base", "task", "tiny", "group", "seed")}
+        about = {k: members[0].get(k) for k in (*_RUN, "seed")}
         own = {k: best.get(k) for k in ("label", "bytes", "ratio_fp32", "retained")}
         found.append({**about, "codec": name(members[0]), **own})
     return found
@@ -42,11 +44,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     seed, and mean ± standard deviation where every seed has a file that keeps enough."""
     parts: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        parts.setdefault(tuple(row[k] for k in ("base", "task", "group")), []).append(row)
+        parts.setdefault(tuple(row.get(k) for k in TITLE), []).append(row)
     found = []
-    for (base, task, _), members in parts.items():
+    for title, members in zip(titles(parts), parts.values(), strict=True):
         seeds = sorted({row["seed"] for row in members})
-        lines = [f"**{base}, {task}: fewest bytes that retain {SHARE}**", ""]
+        lines = [f"**{title}: fewest bytes that retain {SHARE}**", ""]
         lines.append(bar("codec", *(f"seed {seed}" for seed in seeds), "mean"))
         lines.append(bar("---", *["---:"] * (len(seeds) + 1)))
         codecs: dict[str, dict[Any, int | None]] = {}

@@ -82,6 +82,7 @@ def tidy(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     adapter_bytes = record.get("adapter", {}).get("bytes")
     rows = record.get("rows", [])
     settled = {k: v for k, v in config.items() if k != "codec"}
+    settled["base"] = record.get("identities", {}).get("base")  # a name can come to mean another
     shared = {
         "base": _name(config, "model"),
         "task": _task(config),
@@ -166,7 +167,7 @@ def _runs(folder: Path) -> Iterator[Path]:
     for place, inside, files in os.walk(folder, followlinks=True):
         if not _MARKS.isdisjoint(files):
             yield Path(place)
-        inside[:] = [name for name in inside if name not in _INSIDE]
+            inside[:] = [name for name in inside if name not in _INSIDE]
 
 
 def _unfit(run: Path, record: Mapping[str, Any], tiny: bool) -> str | None:

@@ -75,7 +75,7 @@ def shrink(config: dict) -> dict:
         node |= {"budgets": node["budgets"][:1], "steps": 2}
     for grid in codec["grids"].values():
         grid["sizes"] = sorted({min(size, TINY_SIZE) for size in grid["sizes"]})
-        grid["keep"] = [None if k is None else min(k, 2) for k in grid["keep"]]
+        grid["keep"] = list(dict.fromkeys(k and min(k, 2) for k in grid["keep"]))
     return config
 
 
@@ -119,6 +119,13 @@ def settings(
         columns = {"basis": kind, "N": size, "eps": eps, "keep": keep, "atoms": atoms}
         columns |= {"dtype": dtype}
         yield "weights" if dtype == ENTROPY else "solar", label, columns, setting, budget
+
+
+def check_labels(config: Mapping[str, Any]) -> None:
+    """Raises SolarError where two points would have one name, and one place in a table."""
+    labels = [label for _, label, *_ in settings(config["codec"], config["seed"])]
+    if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
+        raise SolarError(f"{twice} is in the grids of codec more than once; leave one of them out")
 
 
 def _usual_selection(atoms: str) -> str:
@@ -186,7 +193,9 @@ def encode_baselines(
 
 def compare(config: dict, folder: Path) -> dict[str, Any]:
     """Runs or resumes one comparison in ``folder`` and returns its record."""
-    channel.nodes_of(config)  # refused before a folder is claimed and anything trained
+    # Refused before a folder is claimed and anything trained:
+    channel.nodes_of(config)
+    check_labels(config)
     own = record.identity({k: v for k, v in config.items() if k != "tracking"})
     claim(folder, own)
     if (folder / "result.json").is_file():
@@ -321,7 +330,8 @@ def add_scores(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> tupl
         row |= {
             "score_base": base["score"],
             "score_adapter": full["score"],
-            "retained": (score["score"] - base["score"]) / gain if gain else None,
+            # Of no gain, or a loss, there is no share.
+            "retained": (score["score"] - base["score"]) / gain if gain > 0 else None,
         }
     return base, full
 
@@ -347,7 +357,7 @@ def objective(result: Mapping[str, Any]) -> float:
     enough = [row["bytes"] for row in rows if (row["retained"] or 0.0) >= B95]
     if enough:
         return float(min(enough))
-    best = max(row["retained"] or 0.0 for row in rows)
+    best = max((row["retained"] or 0.0 for row in rows), default=0.0)
     return result["adapter"]["bytes"] * (1.0 + B95 - best)
 
 

@@ -94,6 +94,7 @@ def measure(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
         table = np.stack(layers)
         for size, share, spread in zip(sizes, table.mean(0), table.std(0), strict=True):
             yield {
+                "experiment": config["name"],
                 "base": config["model"]["name"],
                 "seed": config["seed"],
                 "frame": frame,
@@ -110,7 +111,7 @@ def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     out = plain.pop("out", None)
     rows = list(measure(shrink(plain) if plain["tiny"] else plain))
-    csv_file.put_out(out, "energy.csv", COLUMNS, rows, ("base", "seed"))
+    csv_file.put_out(out, "energy.csv", COLUMNS, rows, ("experiment", "base", "seed"))
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def finetune(
         "train": config["train"],
         "seed": config["seed"],
     }
+    if lora.plan(base, settings).keys() & base.gains.keys():
+        own["written"] = "before LayerScale"  # earlier versions wrote what comes after it
     folder = packages.cache_dir() / "adapters" / identity(own)[:24]
     done = folder / "training.json"
     if done.is_file():
@@ -106,6 +108,6 @@ def _train(setup: Setup, settings, training, own: dict, folder: Path, log) -> No
         base, lora.METHOD, settings, setup.task, training, folder, log, resources=own["base"]
     )
     adapter = lora.adapter(trained.trainable, trained.frozen)
-    peft_io.write(folder, adapter, base.family, base.source, settings, own["seed"])
+    peft_io.write(folder, adapter, base.family, base.source, settings, own["seed"], base.gains)
     write_whole(folder / "training.json", json.dumps({"losses": trained.losses, **own}).encode())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

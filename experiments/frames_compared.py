@@ -21,9 +21,10 @@ Trains the adapters of the experiment, or takes them from the cache, and codes e
 A row has the divergence of what the decoded adapter predicts on the test split from what the
 adapter itself does, in nats, and the retained share of its gain; rows of single kinds of layers
 have the error of their change as the task's own inputs feel it, relative to sending nothing.
-Rows of a base, task and seed that FILE has already are not made again.
+Rows of an experiment, base, seed and budget that FILE has already are not made again.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,8 @@ from rich.progress import track
 from experiments import csv_file
 from experiments.compare import shrink
 from experiments.finetune import Setup, finetune, prepare
-from experiments.program import CONFIGS, main
+from experiments.kinds import kinds
+from experiments.program import CONFIGS, main, numbers
 from paper_figures import rows as results
 from paper_figures.frames import COLUMNS
 from solar.adapters import peft_io
@@ -187,14 +189,14 @@ def felt(
     """By kind of layer: ||G^{1/2} (dW - dW') A^{1/2}||_F relative to ||G^{1/2} dW A^{1/2}||_F, over
     all layers of the kind."""
     sums: dict[str, np.ndarray] = {}
+    kind = kinds(before)
     for name, (left, right) in before.items():
         inputs, outputs = (own.moments[place] for place in own.layers[name])
         other = after[name]
         both = np.concatenate([left, -other.left], 1), np.concatenate([right, other.right], 1)
         found = [np.sum((a.T @ outputs @ a) * (b.T @ inputs @ b)) for a, b in (both, (left, right))]
-        kind = name.rpartition(".")[2]
-        sums[kind] = sums.get(kind, 0.0) + np.array(found)
-    return {kind: float(np.sqrt(max(lost, 0) / all_)) for kind, (lost, all_) in sums.items()}
+        sums[kind[name][1]] = sums.get(kind[name][1], 0.0) + np.array(found)
+    return {name: float(np.sqrt(max(lost, 0) / all_)) for name, (lost, all_) in sums.items()}
 
 
 def measure(
@@ -221,15 +223,16 @@ def measure(
             own = {k: (f.left, f.right) for k, f in coded.factors.items()}
             found = score(own, adapter.heads)
             row = {
-                "base": config["model"]["name"], "task": config["task"]["name"],
-                "seed": config["seed"], "frame": frame, "budget": budget,
+                "experiment": config["name"], "base": config["model"]["name"],
+                "task": config["task"]["name"], "seed": config["seed"],
+                "frame": frame, "budget": budget,
             }  # fmt: skip
             yield row | {
                 "layers": "all",
                 "bytes": len(coded.data) - head,
                 "kl": f"{found['kl']:.5g}",
                 "score": f"{found['score']:.5g}",
-                "retained": f"{(found['score'] - base) / gain:.5g}" if gain else "",
+                "retained": f"{(found['score'] - base) / gain:.5g}" if gain > 0 else "",
             }
             for kind, error in felt(factors, coded.factors, judge).items():
                 yield row | {"layers": kind, "error": f"{error:.5g}"}
@@ -239,26 +242,30 @@ def _watched(name: str, console: Console, items: Iterable, count: int, what: str
     return track(items, name + what, count, console=console)
 
 
-def _done(out: str | None, config: Mapping[str, Any]) -> set[int]:
-    """Seeds of which the file has this base and task."""
+def _done(out: str | None, config: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Seeds and budgets of which the file has rows of this experiment and base."""
     if not out or not Path(out).is_file():
         return set()
-    mine = config["model"]["name"], config["task"]["name"]
-    return {r["seed"] for r in results.read(out) if (r["base"], r["task"]) == mine}
+    found, mine = results.read(out), {"experiment": config["name"], "base": config["model"]["name"]}
+    return {(r["seed"], r["budget"]) for r in found if mine.items() <= r.items()}
 
 
 @main("compare")
 def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    out, budgets = plain.pop("out", None), plain.pop("budgets", BUDGETS)
-    seeds, text = plain.pop("seeds", [plain["seed"]]), plain.pop("text", TEXT)
+    out, text = plain.pop("out", None), plain.pop("text", TEXT)
+    budgets = numbers(plain, "budgets", list(BUDGETS))
+    seeds = numbers(plain, "seeds", [plain["seed"]])
     plain = shrink(plain) if plain["tiny"] else plain
-    left = [seed for seed in seeds if seed not in _done(out, plain)]
+    console, done = Console(stderr=True), _done(out, plain)
+    left = {seed: [size for size in budgets if (seed, size) not in done] for seed in seeds}
+    if known := done & set(itertools.product(seeds, budgets)):
+        console.print(f"{out} has {len(known)} of {len(seeds) * len(budgets)} seeds and budgets")
+    left = {seed: sizes for seed, sizes in left.items() if sizes}
     if not left:
         return
-    console = Console(stderr=True)
     setup, every, seen = prepare(plain), None, {}
-    for seed in left:
+    for seed, sizes in left.items():
         own = plain | {"seed": seed}
         adapter = peft_io.read(finetune(own, setup), setup.base)
         if every is None:
@@ -267,9 +274,10 @@ def program(config: DictConfig) -> None:
                 watch = partial(_watched, f"{name}: ", console)
                 seen[name] = Seen(*second_moments(setup.base, batches, names=names, watch=watch))
             every = list(variants(setup, names, seen))
-        found = measure(own, setup, adapter, every, seen["the task's inputs"], budgets)
+        found = measure(own, setup, adapter, every, seen["the task's inputs"], sizes)
         rows = list(track(found, f"seed {seed}", None, console=console))
-        csv_file.put_out(out, "frames_compared.csv", COLUMNS, rows, ("base", "task", "seed"))
+        mine = ("experiment", "base", "seed", "budget")
+        csv_file.put_out(out, "frames_compared.csv", COLUMNS, rows, mine)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from rich.table import Table
 from experiments import csv_file
 from experiments.compare import shrink
 from experiments.finetune import Setup, adapter_config, finetune, prepare
-from experiments.program import main
+from experiments.program import main, numbers
 from solar import frame_store
 from solar.adapters import lora, peft_io
 from solar.codec import container, framed, metric
@@ -38,7 +38,7 @@ from solar.codec.metric import Reflections, Seen
 from solar.compilation import cache_compilations
 from solar.evaluate import Weights
 
-COLUMNS = ("base", "task", "seed", "known", "share", "control")
+COLUMNS = ("experiment", "base", "task", "seed", "known", "share", "control")
 OTHER = 1000  # added to a seed for the control
 
 
@@ -86,7 +86,8 @@ def measure(config: Mapping[str, Any], setup: Setup, seeds: list[int]) -> Iterat
             found["energies"] = _energies(every[seed], others[0], shapes)
         for what, (own, control) in found.items():
             yield {
-                "base": config["model"]["name"], "task": config["task"]["name"], "seed": seed,
+                "experiment": config["name"], "base": config["model"]["name"],
+                "task": config["task"]["name"], "seed": seed,
                 "known": what, "share": f"{own:.4g}",
                 "control": "" if control is None else f"{control:.4g}",
             }  # fmt: skip
@@ -164,14 +165,14 @@ def _energies(own: Mapping[str, Seen], other: Mapping[str, Seen], shapes: Mappin
 @main("compare")
 def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    out, seeds = plain.pop("out", None), plain.pop("seeds", [plain["seed"]])
+    out, seeds = plain.pop("out", None), numbers(plain, "seeds", [plain["seed"]])
     plain = shrink(plain) if plain["tiny"] else plain
     rows = list(measure(plain, prepare(plain), seeds))
-    table = Table(*COLUMNS[2:])
+    table = Table(*COLUMNS[3:])
     for row in rows:
-        table.add_row(*(str(row[column]) for column in COLUMNS[2:]))
+        table.add_row(*(str(row[column]) for column in COLUMNS[3:]))
     Console().print(table)
-    csv_file.put_out(out, "known_to_both.csv", COLUMNS, rows, ("base", "task"))
+    csv_file.put_out(out, "known_to_both.csv", COLUMNS, rows, ("experiment", "base", "seed"))
 
 
 if __name__ == "__main__":

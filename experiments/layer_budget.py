@@ -7,11 +7,10 @@ Trains the adapter of the experiment, or takes it from the cache, codes it once,
 every adapted layer and side the rank that is sent, the bits spent (entropy-coded cells, and the
 bytes of energies, of which one that serves both sides counts half to each), and the relative error
 of the layer's update, the same for both sides. Weights only: nothing is scored. Rows go to
-``layer_budget.csv`` in the run's folder, or to FILE, replacing those of the same base, seed and
-budget. ``paper_figures.layer_budget`` draws it.
+``layer_budget.csv`` in the run's folder, or to FILE, replacing those of the same experiment,
+base, seed and budget. ``paper_figures.layer_budget`` draws it.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import csv_file
 from experiments.compare import shrink
 from experiments.finetune import finetune, prepare
+from experiments.kinds import kinds
 from experiments.program import main
 from paper_figures.layer_budget import COLUMNS
 from solar import packages
@@ -28,6 +28,7 @@ from solar.api import setting_for
 from solar.codec.encode import encode
 from solar.codec.factors import canonical
 from solar.compilation import cache_compilations
+from solar.errors import SolarError
 from solar.evaluate import Weights, usual_names
 
 BUDGET = 7_500  # bytes of the file: what the signs of rank-1 factors take on SmolLM2's q and v
@@ -45,17 +46,19 @@ def measure(config: dict[str, Any], budget: int) -> Iterator[dict[str, Any]]:
         usual_names=usual_names(setup.base),
         cache=packages.cache_dir() / "bases",
     )
+    kind = kinds(adapter.pairs)
     for layer in coded.report["layers"]:
         name = layer["name"]
         error = layer["measured"] / layer["norm"] if layer["norm"] > 0 else 0.0
         for side in ("left", "right"):
             yield {
+                "experiment": config["name"],
                 "base": config["model"]["name"],
                 "task": config["task"]["name"],
                 "seed": config["seed"],
                 "budget": budget,
-                "layer": int(re.search(r"\.(\d+)\.", name)[1]),
-                "module": name.rpartition(".")[2],
+                "layer": kind[name][0],
+                "module": kind[name][1],
                 "side": side,
                 "rank": coded.factors[name].left.shape[1],
                 "bits": round(layer.get("bits", {}).get(side, 0.0), 1),
@@ -66,9 +69,13 @@ def measure(config: dict[str, Any], budget: int) -> Iterator[dict[str, Any]]:
 @main("compare")
 def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    out, budget = plain.pop("out", None), int(plain.pop("budget", BUDGET))
+    out, budget = plain.pop("out", None), plain.pop("budget", BUDGET)
+    if type(budget) is not int or budget < 1:
+        raise SolarError(f"budget is {budget!r}; give a number of bytes")
     rows = list(measure(shrink(plain) if plain["tiny"] else plain, budget))
-    csv_file.put_out(out, "layer_budget.csv", COLUMNS, rows, ("base", "task", "seed", "budget"))
+    csv_file.put_out(
+        out, "layer_budget.csv", COLUMNS, rows, ("experiment", "base", "seed", "budget")
+    )
 
 
 if __name__ == "__main__":

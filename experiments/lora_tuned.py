@@ -20,13 +20,13 @@ from rich.table import Table
 from experiments import csv_file
 from experiments.compare import shrink
 from experiments.finetune import Setup, finetune, prepare
-from experiments.program import main
+from experiments.program import main, numbers
 from solar.adapters import peft_io
 from solar.codec.factors import canonical
 from solar.compilation import cache_compilations
 from solar.score import make_scorer
 
-OWN = ("experiment", "seed", "rate", "steps", "rank")
+OWN = ("experiment", "seed", "test", "rate", "steps", "rank")
 COLUMNS = (*OWN, "base", "validation_score", "validation_loss", "test_score", "test_loss", "gain")
 
 
@@ -36,6 +36,7 @@ def measure(config: Mapping[str, Any], setup: Setup) -> dict[str, Any]:
     update = {k: (f.left, f.right) for k, f in canonical(adapter.pairs).items()}
     row: dict[str, Any] = {
         "experiment": config["name"], "seed": config["seed"], "base": config["model"]["name"],
+        "test": config["task"]["test"],  # another number deals other examples to every split
         "rate": config["train"]["learning_rate"], "steps": config["train"]["steps"],
         "rank": config["adapter"]["r"],
     }  # fmt: skip
@@ -65,7 +66,7 @@ def settings(
 def program(config: DictConfig) -> None:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     out = plain.pop("out", None)
-    lists = [plain.pop(name, None) for name in ("rates", "steps", "ranks")]
+    lists = [numbers(plain, name, None) for name in ("rates", "steps", "ranks")]
     plain = shrink(plain) if plain["tiny"] else plain
     usual = (plain["train"]["learning_rate"], plain["train"]["steps"], plain["adapter"]["r"])
     table = Table(*COLUMNS)

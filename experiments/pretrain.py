@@ -25,6 +25,7 @@ from solar.errors import SolarError
 from solar.files import write_whole
 from solar.models.gpt2 import GPT2Config
 from solar.models.structure import random_leaves
+from solar.record import identity
 from solar.score import make_scorer
 from solar.tasks import running_text
 from solar.tasks.task import Task, identity_of
@@ -46,9 +47,18 @@ def chunks(tokens: list[list[int]], width: int, end: int) -> dict[str, np.ndarra
 
 
 def pretrain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains and saves the model; returns what is printed. Raises SolarError where no text can be
-    had.
+    """Trains and saves the model, or finds it; returns what is printed. Raises SolarError where no
+    text can be had, and where the name is that of a model of other settings.
     """
+    folder, own = packages.cache_dir() / "models" / config["name"], identity(config)
+    if (folder / "config.json").is_file():
+        report = json.loads((folder / "pretraining.json").read_text())
+        if report.get("settings", own) == own:  # files of earlier versions lack it
+            return report
+        raise SolarError(
+            f"{folder} holds a model of other settings; give this one its own name=..., "
+            "or remove the folder"
+        )
     sizes = GPT2Config(**config["model"])
     text = running_text(tuple(config["sources"]))
     documents = text.documents[:200] if config["tiny"] else text.documents
@@ -65,7 +75,6 @@ def pretrain(config: Mapping[str, Any]) -> dict[str, Any]:
     task = Task("running text", "next_token", fit, {}, test, identity=identity_of({"train": fit}))
     leaves = random_leaves(jax.random.key(config["seed"], impl="threefry2x32"), sizes)
     base = Base(f"made:{config['name']}", sizes, leaves, tokenizer)
-    folder = packages.cache_dir() / "models" / config["name"]
     work = folder.with_name(folder.name + ".training")
     settings = train.parse(config["train"], config["seed"])
     trained = train.train(base, full.METHOD, None, task, settings, work)
@@ -82,6 +91,7 @@ def pretrain(config: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": int(fit["tokens"].size),
         "held-out loss (nats a token)": round(scored["loss"], 4),
         "steps": settings.steps,
+        "settings": own,
     }
     write_whole(folder / "pretraining.json", json.dumps(report, indent=2).encode())
     # Written last: a folder with a config.json is whole.

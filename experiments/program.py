@@ -74,6 +74,17 @@ def main(config_name: str, config_path: str | os.PathLike = CONFIGS) -> Callable
     return decorate
 
 
+def numbers(plain: dict[str, Any], name: str, usual: list | None) -> list | None:
+    """Takes the list of numbers of `+name=[...]` out of a configuration; `usual` where there is
+    none. Raises SolarError for anything but such a list."""
+    found = plain.pop(name, None)
+    if found is None:
+        return usual
+    if not (isinstance(found, list) and found and all(type(x) in (int, float) for x in found)):
+        raise SolarError(f"{name} is {found!r}; give a list of numbers, as in +{name}=[1,2]")
+    return found
+
+
 def composed(config_name: str, *overrides: str) -> dict[str, Any]:
     """The configuration that a program gets from a command line with these overrides, as a plain
     dict: for Python and notebooks. Raises SolarError for what the command line would refuse.

@@ -11,8 +11,8 @@ and the bytes that Shannon's bound needs for the same: for `compact` in its own 
 others in dW. The bound is that of codes that know the spectrum, and for `compact` also that of
 codes that know which variances its file promises (`profiled_limit`); records call the two
 `spectrum_limit_bytes` and `limit_bytes`. Weights only: nothing is scored. `+only=compact` (or a
-part of another name) leaves the others out, `+out=FILE` appends the rows to a CSV, replacing those
-of the same adapter.
+part of another name) leaves the others out, `+out=FILE` adds the rows to a CSV, in the place of
+those of the same adapter, seed and code.
 """
 
 import math
@@ -155,7 +155,7 @@ def program(config: DictConfig) -> None:
     for row in rows:
         table.add_row(*(str(row[column]) for column in COLUMNS[2:]))
     Console().print(table)
-    csv_file.put_out(out, "reach.csv", COLUMNS, rows, ("adapter", "seed"))
+    csv_file.put_out(out, "reach.csv", COLUMNS, rows, ("adapter", "seed", "code"))
 
 
 if __name__ == "__main__":

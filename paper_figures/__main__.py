@@ -16,7 +16,6 @@ from paper_figures import (
     bound_vs_error,
     bytes_by_part,
     energy,
-    equal_bytes,
     latex,
     layer_budget,
     parity,
@@ -30,7 +29,6 @@ from paper_figures import (
 
 FIGURES = (
     accuracy_vs_bytes,
-    equal_bytes,
     retained,
     basis_size,
     perturbation,
@@ -50,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                                      description=__doc__.partition("\n\n")[0])  # fmt: skip
     parser.add_argument("--out", default=program.HERE, help="folder for the files")
     folder = str(parser.parse_args(arguments).out)
-    for figure in FIGURES:
-        figure.main(["--out", folder])
-    parity.main(["--out", folder])
-    for path in sorted(program.DATA.glob("*.csv")):
-        if {"codec", "label", "score"} <= rows.read(path)[0].keys():
-            latex.main([str(path), "--out", folder])
+    with program.mistakes():
+        for figure in FIGURES:
+            figure.main(["--out", folder])
+        parity.main(["--out", folder])
+        for path in sorted(program.DATA.glob("*.csv")):
+            if {"codec", "label", "score"} <= rows.read(path)[0].keys():
+                latex.main([str(path), "--out", folder])
 
 
 if __name__ == "__main__":

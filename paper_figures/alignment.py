@@ -3,11 +3,11 @@ beside chance.
 
     python -m paper_figures.alignment [CSV] [--out FOLDER]
 
-Columns: base, layer (index), module, side (left or right), size (N), alignment (energy of the
-factor in the leading N singular vectors of W), random (the same for a seeded random subspace of N
-dimensions), chance (N / dimension). One row of panels per base and size, one panel per side, one
-line per module; its random subspace is dashed in the same colour. Several seeds of one layer are
-averaged.
+Columns: experiment, base, layer (index), module, side (left or right), size (N), alignment (energy
+of the factor in the leading N singular vectors of W), random (the same for a seeded random subspace
+of N dimensions), chance (N / dimension). One row of panels per experiment and size, one panel per
+side, one line per module; its random subspace is dashed in the same colour. Several seeds of one
+layer are averaged.
 """
 
 import statistics
@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from paper_figures import program, style
-from paper_figures.rows import check
+from paper_figures.rows import adapters, check
 
-COLUMNS = ("base", "layer", "module", "side", "size", "alignment", "random", "chance")
+COLUMNS = ("experiment", "base", "layer", "module", "side", "size", "alignment", "random", "chance")
 _COLORS = (
     style.BLUE,
     style.VERMILLION,
@@ -39,7 +39,8 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "alignm
     rows.
     """
     check(rows, COLUMNS, "alignment", "experiments.alignment")
-    panels = list(dict.fromkeys((row["base"], row["size"]) for row in rows))
+    names = adapters(rows)
+    panels = list(dict.fromkeys((row["experiment"], row["size"]) for row in rows))
     sides = [side for side in ("left", "right") if any(row["side"] == side for row in rows)]
     modules = list(dict.fromkeys(row["module"] for row in rows))
     looks = {
@@ -49,15 +50,15 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "alignm
     figure, axes = style.figure(
         len(panels), len(sides), style.COLUMN, 0.7 + 1.45 * len(panels), sharey="row", sharex="row"
     )
-    for i, (base, size) in enumerate(panels):
+    for i, (experiment, size) in enumerate(panels):
         for j, side in enumerate(sides):
             here = axes[i, j]
             for module, (color, marker) in looks.items():
                 chosen = [
                     row
                     for row in rows
-                    if (row["base"], row["size"], row["side"], row["module"])
-                    == (base, size, side, module)
+                    if (row["experiment"], row["size"], row["side"], row["module"])
+                    == (experiment, size, side, module)
                 ]
                 if not chosen:
                     continue
@@ -75,7 +76,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "alignm
             if i == 0:
                 here.set_title({"left": "left (output)", "right": "right (input)"}[side])
             if j == 0:
-                here.set_ylabel(f"{base}\nenergy in top {size:g}")
+                here.set_ylabel(f"{names[experiment]}\nenergy in top {size:g}")
             if i == len(panels) - 1:
                 here.set_xlabel("layer")
     handles = [

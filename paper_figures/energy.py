@@ -3,10 +3,10 @@ the base feels it in the frame of its own activations and gradients.
 
     python -m paper_figures.energy [CSV] [--out FOLDER]
 
-Columns: base, seed, frame (singular, random or activation), side (left or right), size (number of
-leading directions), share (of the energy that lies in them, mean of the layers), spread (standard
-deviation over the layers), layers. A row of panels per base, a panel per side, a line per frame;
-several seeds are averaged. Bands are one standard deviation over the layers.
+Columns: experiment, base, seed, frame (singular, random or activation), side (left or right), size
+(number of leading directions), share (of the energy that lies in them, mean of the layers), spread
+(standard deviation over the layers), layers. A row of panels per experiment, a panel per side, a
+line per frame; several seeds are averaged. Bands are one standard deviation over the layers.
 """
 
 import statistics
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from paper_figures import program, style
-from paper_figures.rows import check
+from paper_figures.rows import adapters, check
 
-COLUMNS = ("base", "seed", "frame", "side", "size", "share", "spread", "layers")
+COLUMNS = ("experiment", "base", "seed", "frame", "side", "size", "share", "spread", "layers")
 LOOKS = {
     "activation": ("the base's activations and gradients", style.VERMILLION, "D", "-"),
     "singular": ("singular vectors of $W$", style.BLUE, "o", "-"),
@@ -30,15 +30,16 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "energy
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column or no
     rows."""
     check(rows, COLUMNS, "energy", "experiments.energy")
-    bases = list(dict.fromkeys(row["base"] for row in rows))
+    names = adapters(rows)
     figure, axes = style.figure(
-        len(bases), len(SIDES), style.COLUMN, 0.7 + 1.3 * len(bases), sharey=True, sharex="row"
+        len(names), len(SIDES), style.COLUMN, 0.7 + 1.3 * len(names), sharey=True, sharex="row"
     )
-    for i, base in enumerate(bases):
+    for i, (experiment, adapter) in enumerate(names.items()):
         for j, (side, title) in enumerate(SIDES.items()):
             here = axes[i, j]
             for frame, (label, color, marker, line) in LOOKS.items():
-                own = [r for r in rows if (r["base"], r["frame"], r["side"]) == (base, frame, side)]
+                place = experiment, frame, side
+                own = [r for r in rows if (r["experiment"], r["frame"], r["side"]) == place]
                 sizes = sorted({row["size"] for row in own})
                 share, spread = (
                     [statistics.fmean(r[column] for r in own if r["size"] == k) for k in sizes]
@@ -58,8 +59,8 @@ def draw(rows: Sequence[dict[str, Any]], folder: str | Path, name: str = "energy
             if i == 0:
                 here.set_title(title)
             if j == 0:
-                here.set_ylabel(f"{base}\nshare of energy")
-            if i == len(bases) - 1:
+                here.set_ylabel(f"{adapter}\nshare of energy")
+            if i == len(names) - 1:
                 here.set_xlabel("leading directions")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1)

@@ -18,8 +18,8 @@ from paper_figures import program, tables
 from paper_figures import rows as results
 
 COLUMNS = (
-    "base", "task", "seed", "frame", "budget", "layers", "bytes", "kl", "score", "retained",
-    "error",
+    "experiment", "base", "task", "seed", "frame", "budget", "layers", "bytes", "kl", "score",
+    "retained", "error",
 )  # fmt: skip
 ALL = "all"  # layers
 Rows = Sequence[Mapping[str, Any]]
@@ -39,16 +39,19 @@ def _error(own: Rows) -> str:
 
 
 def _table(found: Rows, parts: Iterable[tuple], cell: Callable[[Rows], str]) -> list[str]:
-    """A line a frame, a column a base, kind of layer and budget."""
-    parts = list(dict.fromkeys(parts))
-    head = [f"{base}{'' if kind == ALL else f', {kind}'}, {size:,} B" for base, kind, size in parts]
+    """A line a frame, a column an experiment, kind of layer and budget; headings have the
+    experiment's base, and its name where another has the same."""
+    parts, names = list(dict.fromkeys(parts)), results.adapters(found)
+    head = [
+        f"{names[own]}{'' if kind == ALL else f', {kind}'}, {size:,} B" for own, kind, size in parts
+    ]
     lines = [tables.bar("frame", *head), tables.bar("---", *["---:"] * len(parts))]
     for frame in dict.fromkeys(row["frame"] for row in found):
         cells = []
         for part in parts:
             own = [
                 row for row in found
-                if (row["frame"], row["base"], row["layers"], row["budget"]) == (frame, *part)
+                if (row["frame"], row["experiment"], row["layers"], row["budget"]) == (frame, *part)
             ]  # fmt: skip
             cells.append(cell(own) if own else "-")
         lines.append(tables.bar(frame, *cells))
@@ -58,7 +61,7 @@ def _table(found: Rows, parts: Iterable[tuple], cell: Callable[[Rows], str]) -> 
 def markdown(found: Rows) -> str:
     """Both tables. Raises ValueError for a missing column."""
     results.check(found, COLUMNS, "frame", "experiments.frames_compared")
-    each = [(row["base"], row["layers"], row["budget"]) for row in found]
+    each = [(row["experiment"], row["layers"], row["budget"]) for row in found]
     kept = _table(found, (part for part in each if part[1] == ALL), _kept)
     errors = _table(found, (part for part in each if part[1] != ALL), _error)
     return "\n".join([*kept, "", *errors])

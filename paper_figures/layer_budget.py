@@ -2,10 +2,10 @@
 
     python -m paper_figures.layer_budget [CSV] [--out FOLDER]
 
-Columns: base, task, seed, budget (bytes of the whole file), layer (index), module, side (left or
-right), rank (that is sent), bits (spent on the side), relative_error (of the layer's update, the
-same in both rows). One block of panels per base, task and budget, a line per module; points are
-means over seeds, and bars their standard deviation where there are several.
+Columns: experiment, base, task, seed, budget (bytes of the whole file), layer (index), module, side
+(left or right), rank (that is sent), bits (spent on the side), relative_error (of the layer's
+update, the same in both rows). One block of panels per experiment and budget, a line per module;
+points are means over seeds, and bars their standard deviation where there are several.
 """
 
 import statistics
@@ -17,10 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from paper_figures import program, style
-from paper_figures.rows import check
+from paper_figures.rows import adapters, check
 
 COLUMNS = (
-    *("base", "task", "seed", "budget", "layer", "module", "side"),
+    *("experiment", "base", "task", "seed", "budget", "layer", "module", "side"),
     *("rank", "bits", "relative_error"),
 )
 _LOOKS = tuple(
@@ -38,13 +38,14 @@ def draw(
     """Draw `rows` to `folder`/`name`.png and .pdf. Raises ValueError for a missing column or no
     rows."""
     check(rows, COLUMNS, "layer", "experiments.layer_budget")
-    blocks = list(dict.fromkeys((r["base"], r["task"], r["budget"]) for r in rows))
+    blocks = list(dict.fromkeys((r["experiment"], r["task"], r["budget"]) for r in rows))
+    names = adapters(rows)
     modules = list(dict.fromkeys(r["module"] for r in rows))
     looks = {module: _LOOKS[i % len(_LOOKS)] for i, module in enumerate(modules)}
     figure, parts, axes = style.stacked((2,) * (2 * len(blocks)), (1.6, 1.75) * len(blocks),
                                         style.COLUMN)  # fmt: skip
     for i, block in enumerate(blocks):
-        own = [r for r in rows if (r["base"], r["task"], r["budget"]) == block]
+        own = [r for r in rows if (r["experiment"], r["task"], r["budget"]) == block]
         upper, lower = axes[2 * i], axes[2 * i + 1]
         for here, side in zip(upper, ("left", "right"), strict=True):
             _lines(here, [r for r in own if r["side"] == side], lambda r: r["bits"] / 8, looks)
@@ -63,8 +64,8 @@ def draw(
             here.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for here in lower:
             here.set_xlabel("layer")
-        base, task, budget = block
-        parts[2 * i].suptitle(f"{base}, {task}, {budget:,} bytes", fontsize=8)
+        experiment, task, budget = block
+        parts[2 * i].suptitle(f"{names[experiment]}, {task}, {budget:,} bytes", fontsize=8)
     handles = [Line2D([], [], **look) for look in looks.values()]
     parts[-1].legend(handles, modules, loc="outside lower center", ncols=4, columnspacing=1.2)
     return style.save(figure, folder, name)

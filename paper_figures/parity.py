@@ -2,7 +2,7 @@
 
     python -m paper_figures.parity [CSV] [--out FOLDER]
 
-Columns: setting, framework (solar or torch), seed, test (examples), score. Writes
+Columns: setting, framework (solar or torch), seed, steps, test (examples), score. Writes
 FOLDER/tables/NAME.md, as it stands in docs/results.md, and NAME.tex; NAME is the CSV's. The means
 agree where they differ by at most two standard deviations, pooled over the two frameworks.
 """
@@ -17,7 +17,7 @@ from paper_figures.rows import check
 
 SETTINGS = {"text": "SmolLM2, movie snippets", "vision": "DINOv2 ViT-S/14, Fashion-MNIST"}
 FRAMEWORKS = ("solar", "torch")
-COLUMNS = ("setting", "framework", "seed", "test", "score")
+COLUMNS = ("setting", "framework", "seed", "steps", "test", "score")
 
 PM = "\\pm"
 CAPTION = (
@@ -33,8 +33,10 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """
     check(rows, COLUMNS, "parity", "benchmarks.peft_training")
     found = []
-    for setting, test in dict.fromkeys((r["setting"], r["test"]) for r in rows):
-        own = [r for r in rows if (r["setting"], r["test"]) == (setting, test)]
+    runs = [(r["setting"], r["steps"], r["test"]) for r in rows]
+    for run in dict.fromkeys(runs):
+        own = [r for r, this in zip(rows, runs, strict=True) if this == run]
+        setting, steps, test = run
         scores = [[r["score"] for r in own if r["framework"] == name] for name in FRAMEWORKS]
         if min(map(len, scores)) < 2:
             raise ValueError(f"{setting} needs two seeds of each framework to be compared")
@@ -42,8 +44,10 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         pooled = (sum(s**2 for s in spreads) / 2) ** 0.5
         verdict = "within" if abs(ours - theirs) <= 2 * pooled else "not within"
         seeds = len({r["seed"] for r in own})
+        several = sum((other[0], other[2]) == (setting, test) for other in set(runs)) > 1
+        told = f"{steps} steps, " if several else ""
         found.append((
-            f"{SETTINGS.get(setting, setting)} ({test} tested, {seeds} seeds)",
+            f"{SETTINGS.get(setting, setting)} ({told}{test} tested, {seeds} seeds)",
             f"{ours:.4f} ± {spreads[0]:.4f}",
             f"{theirs:.4f} ± {spreads[1]:.4f}",
             f"{ours - theirs:+.4f}",

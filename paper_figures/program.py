@@ -15,10 +15,11 @@ DATA = HERE / "data"
 
 @contextmanager
 def mistakes() -> Iterator[None]:
-    """A ValueError inside is one line on stderr and exit status 2."""
+    """Rows that cannot be drawn (ValueError, or TypeError where a number is a word) and files that
+    cannot be written are one line on stderr and exit status 2."""
     try:
         yield
-    except ValueError as error:
+    except (OSError, TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -29,15 +29,21 @@ def paper_of(
     rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Rows of the paper's form among `others` that code the very adapters of `rows`, as rows of the
-    same panel; once each."""
-    mine = {adapter: run for run, adapter in _adapters(rows).items()}
-    theirs, found = _adapters(others), {}
+    same panel; once each, and none that `rows` has."""
+    own, theirs = _adapters(rows), _adapters(others)
+    mine = {adapter: run for run, adapter in own.items()}
+    known = {(own.get(_run(row)), row["N"]) for row in rows if _is_shown(row)}
+    found: dict[tuple, dict[str, Any]] = {}
     for row in others:
         adapter = theirs.get(_run(row))
-        if results.on_grid(row) and row["eps"] == EPS and adapter in mine:
+        if _is_shown(row) and adapter in mine and (adapter, row["N"]) not in known:
             panel = dict(zip(RUN, mine[adapter], strict=True))
             found.setdefault((adapter, row["N"]), row | panel)
     return list(found.values())
+
+
+def _is_shown(row: dict[str, Any]) -> bool:
+    return results.on_grid(row) and row["eps"] == EPS
 
 
 def _run(row: dict[str, Any]) -> tuple:

@@ -29,6 +29,8 @@ SETTING = (
     *("basis", "atoms", "dtype", "eps", "N", "keep", "rank", "bits"),
 )
 
+TITLE = ("base", "task", "adapter", "group")  # of a panel
+
 # What a line of SOLAR says of itself, unless it is the paper's own form.
 USUAL = {"basis": "singular", "atoms": "vector", "dtype": "float16"}
 _UNUSUAL = {"basis": "{} basis", "atoms": "{} atoms", "dtype": "{}"}
@@ -48,18 +50,21 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Rows of a CSV file with a header: numbers as int or float, empty cells as None, true and
     false as bool.
 
-    Raises ValueError, in one line, for a file that is missing or holds no row.
+    Raises ValueError, in one line, for a file that is missing, holds no row, or holds one with more
+    cells than the header.
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+            found = list(csv.DictReader(file))
     except OSError as error:
         raise ValueError(
             f"cannot read {path} ({error.strerror}): make it with `python -m experiments.collect`"
         ) from None
-    if not rows:
+    if not found:
         raise ValueError(f"{path} holds no row: make it with `python -m experiments.collect`")
-    return rows
+    if long := [i for i, row in enumerate(found, 1) if None in row]:
+        raise ValueError(f"row {long[0]} of {path} has more cells than its header")
+    return [{k: _value(v) for k, v in row.items()} for row in found]
 
 
 def check(
@@ -71,6 +76,14 @@ def check(
         raise ValueError(
             f"{what} rows lack {', '.join(missing)}: make them with `python -m {program}`"
         )
+
+
+def adapters(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Experiment -> what its adapter is called: by its base, and where several are of one base by
+    the experiment too."""
+    bases = {row["experiment"]: row["base"] for row in rows}
+    several = {base for base in bases.values() if list(bases.values()).count(base) > 1}
+    return {own: f"{base}, {own}" if base in several else base for own, base in bases.items()}
 
 
 def _value(text: str | None) -> Any:
@@ -195,22 +208,28 @@ def panels(
     rows: Iterable[Mapping[str, Any]], chosen: Callable[[Mapping[str, Any]], bool]
 ) -> list[Panel]:
     """A panel per base, task and configuration, with all its rows and the points of the `chosen`
-    ones; panels without a point are left out. The title names the adapter only where two panels
-    share base and task, and the configuration where they share that too."""
+    ones; panels without a point are left out."""
     parts: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        where = tuple(row.get(k) for k in ("base", "task", "adapter", "group"))
-        parts.setdefault(where, []).append(row)
+        parts.setdefault(tuple(row.get(k) for k in TITLE), []).append(row)
     points = {where: over_seeds(r for r in part if chosen(r)) for where, part in parts.items()}
     points = {where: found for where, found in points.items() if found}
-    named = []
-    for where, found in points.items():
-        long = 2  # as few of the four as tell this panel from the others
-        while long < 4 and sum(other[:long] == where[:long] for other in points) > 1:
+    return [
+        Panel(title, parts[where], found)
+        for title, (where, found) in zip(titles(points), points.items(), strict=True)
+    ]
+
+
+def titles(places: Iterable[tuple]) -> list[str]:
+    """Of values of the columns TITLE each as few as tell one from the others: the adapter only
+    where two share base and task, and the configuration where they share that too."""
+    places, found = list(places), []
+    for own in places:
+        long = 2
+        while long < len(TITLE) and sum(other[:long] == own[:long] for other in places) > 1:
             long += 1
-        title = ", ".join(str(part) for part in where[:long] if part)
-        named.append(Panel(title, parts[where], found))
-    return named
+        found.append(", ".join(str(part) for part in own[:long] if part))
+    return found
 
 
 def on_grid(row: Mapping[str, Any]) -> bool:

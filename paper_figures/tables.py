@@ -105,12 +105,9 @@ def parts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Point]]]:
     """Title and points for each base, task and configuration."""
     found = []
     panels = results.panels(rows, lambda row: True)
-    places = [tuple(own[0].get(k) for k in ("base", "task")) for _, own, _ in panels]
-    for place, (_, own, points) in zip(places, panels, strict=True):
+    for title, _, points in panels:
         seeds = max(point["seeds"] for point in points)
-        facts = [str(part) for part in place if part]
-        if places.count(place) > 1 and own[0].get("adapter"):
-            facts.append(str(own[0]["adapter"]))
+        facts = [title]
         for name in ("base", "adapter"):
             score = reference(points, name)
             if score is not None:

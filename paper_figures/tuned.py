@@ -16,27 +16,30 @@ from typing import Any
 from paper_figures import program, rows, tables
 from paper_figures.limits import ADAPTERS
 
-NEEDED = ("experiment", "seed", "rate", "steps", "validation_score", "validation_loss")
+RUN = ("experiment", "steps", "rank", "test")  # what a line is of
+NEEDED = (*RUN, "seed", "rate", "validation_score", "validation_loss")
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def markdown(found: Rows) -> str:
-    """A line an adapter and number of steps. Raises ValueError for a missing column."""
+    """A line an adapter, number of steps, rank and deal of the examples. Raises ValueError for a
+    missing column."""
     rows.check(found, NEEDED, "rate", "experiments.lora_tuned")
     rates = sorted({row["rate"] for row in found})
     lines = [tables.bar("adapter", "steps", *(f"{rate:g}" for rate in rates))]
     lines.append(tables.bar("---", *["---:"] * (1 + len(rates))))
     order = {name: place for place, name in enumerate(ADAPTERS)}
-    runs = {(row["experiment"], row["steps"]) for row in found}
-    for name, steps in sorted(runs, key=lambda run: (order.get(run[0], len(order)), run)):
-        seeds = [
-            [r for r in found if (r["experiment"], r["steps"], r["rate"]) == (name, steps, rate)]
-            for rate in rates
-        ]
+    runs = {tuple(row[column] for column in RUN) for row in found}
+    for run in sorted(runs, key=lambda run: (order.get(run[0], 99), *run[:3], str(run[3]))):
+        own = [row for row in found if tuple(row[column] for column in RUN) == run]
+        seeds = [[row for row in own if row["rate"] == rate] for rate in rates]
         best = max(_mean(own, "validation_score") for own in seeds if own)
         cells = (_cell(own, best) if own else "-" for own in seeds)
-        lines.append(tables.bar(ADAPTERS.get(name, name), f"{steps}", *cells))
+        alike = [other for other in runs if other[:2] == run[:2]]  # ADAPTERS names the usual rank
+        more = [f", {k} {v}" for k, v in zip(RUN[2:], run[2:], strict=True)] if alike[1:] else []
+        name = ADAPTERS.get(run[0], run[0]) + "".join(more)
+        lines.append(tables.bar(name, f"{run[1]}", *cells))
     return "\n".join(lines)
 
 

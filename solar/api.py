@@ -14,7 +14,7 @@ from solar.codec import container, packet
 from solar.codec.container import PacketError, Watch, unwatched
 from solar.codec.recipe import BUDGET, ENTROPY, MAX_SIZE, Recipe, Setting
 from solar.errors import SolarError
-from solar.files import replace_whole
+from solar.files import refuse_to_replace, replace_whole
 
 PRESETS = ("paper", "weights", "compact")
 DEFAULT_SHARE = 64  # without a budget the update may have this fraction of the adapter's file
@@ -83,8 +83,7 @@ def compress(
     adapter, out, preset = Path(adapter), Path(out), preset or "compact"
     Recipe(seed=seed)  # refuses one out of range, also where nothing is drawn from it
     setting = None if preset == "compact" else setting_for(preset, seed, embed_basis)
-    if out.is_dir():
-        raise SolarError(f"{out} is a directory; give the name of a file to write")
+    refuse_to_replace(out)
     if setting is not None and (calibration is not None or frames is not None):
         what = "frames are" if calibration is None else "calibration is"
         raise SolarError(f"preset {preset} looks at weights alone; {what} for compact")
@@ -93,7 +92,7 @@ def compress(
     if calibration is not None and seed >= 2**63:
         raise SolarError(f"seed {seed} is too large for calibration; give one below 2^63")
     weights = open_matrices(base)
-    read = directory.read_for(adapter, weights.family, weights.shapes)
+    read = directory.read_for(adapter, weights.family, weights.shapes, gains=weights.gains)
     size = sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
     if budget_bytes is None:
         budget_bytes = size // DEFAULT_SHARE + _head_bytes(read.heads, head_dtype) + EMPTY
@@ -222,7 +221,8 @@ def expand(
     # Everything happens in a folder beside `out` that goes away in any case.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
         fresh, old = Path(beside) / "new", Path(beside) / "old"
-        peft_io.write(fresh, Adapter(pairs, decoded.heads), weights.family, weights.source)
+        own = Adapter(pairs, decoded.heads)
+        peft_io.write(fresh, own, weights.family, weights.source, gains=weights.gains)
         replace_whole(fresh, out, old)
     return decoded.header | {"directory": str(out)}
 
@@ -259,16 +259,15 @@ def frames(
     inputs: a text file with one a line or a folder of images, without labels, to measure on in
     place of what needs no data: files for models that see such inputs are smaller. Then nothing is
     put into the cache, and both ends name the file (`frames=`).
-    Returns the hash that packets name it by, its bytes, how many `layers` it serves by how many
-    `inputs` and outputs together, and what it was measured on (`about`). Raises SolarError where
-    the base cannot be run and where no inputs can be read.
+    Returns the hash that packets name it by, its bytes, how many `frames` it has (of inputs, which
+    layers may share, and of outputs) for how many `layers`, and what it was measured on (`about`).
+    Raises SolarError where the base cannot be run and where no inputs can be read.
     """
     from solar.codec import frame_file
     from solar.frame_store import made
 
     out = Path(out)
-    if out.is_dir():
-        raise SolarError(f"{out} is a directory; give the name of a file to write")
+    refuse_to_replace(out)
     own = made(base, watch) if inputs is None else _frames_on(base, inputs, watch)
     frame_file.write(out, own)
     return {
@@ -276,7 +275,7 @@ def frames(
         "bytes": out.stat().st_size,
         "hash": own.hash.hex(),
         "layers": len(own.layers),
-        "inputs": len(own.frames),
+        "frames": len(own.frames),
         "about": own.about,
     }
 
@@ -294,17 +293,27 @@ def _frames_on(base: str, inputs: str | os.PathLike, watch: Watch):
     return frames_of(model, in_batches(rows), about=about, watch=watch)
 
 
-def limit(adapter: str | os.PathLike) -> dict[str, Any]:
+def limit(adapter: str | os.PathLike, base: str | None = None) -> dict[str, Any]:
     """The rate-distortion limit of an adapter directory: `points`, (bytes, relative error) rising
     in bytes, below which no code that looks at weights alone can go (solar/codec/limit.py).
 
-    Heads are not counted. Raises SolarError where the directory cannot be read.
+    base: of which the adapter is; asked for where layers share a factor that is wider than some of
+    them (VeRA). Heads are not counted. Raises SolarError where the directory cannot be read.
     """
     from solar.adapters import directory
     from solar.codec.factors import canonical
     from solar.codec.limit import rate_distortion
+    from solar.weights.matrices import open_matrices
 
-    read = directory.read(adapter)
+    read = directory.read(adapter) if base is None else None
+    if read is None:
+        weights = open_matrices(base)
+        read = directory.read_for(adapter, weights.family, weights.shapes, gains=weights.gains)
+    elif read.wide:
+        raise SolarError(
+            f"layers of {adapter} share one factor, of which each takes what its inputs are; "
+            "name the base of which they are layers"
+        )
     points = rate_distortion(canonical(read.pairs))
     size = sum(f.stat().st_size for f in Path(adapter).glob("*.safetensors"))
     return {

@@ -25,7 +25,6 @@ INPUTS = (
     "measure on these, without labels, a text file with one a line or a folder of images, and keep "
     "the frames in FILE only; both ends then give --frames FILE"
 )
-SHOWN_LAYERS = 3
 ERRORS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 
@@ -49,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--base", required=True, help=BASE)
     own.add_argument("--out", required=True, metavar="FILE")
     own.add_argument("--budget-bytes", type=int, metavar="N", help="most bytes of the whole file")
-    own.add_argument("--preset", choices=api.PRESETS, help="default: the best that stands")
+    own.add_argument("--preset", choices=api.PRESETS, help="default: compact")
     own.add_argument("--seed", type=int, default=0, metavar="S", help="of the basis")
     own.add_argument("--embed-basis", action="store_true", help="ship the basis in the file")
     own.add_argument("--frames", metavar="FILE", help=FRAMES)
@@ -73,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--inputs", metavar="DATA", help=INPUTS)
     own = verb("limit", "show the fewest bytes that any code of the weights needs")
     own.add_argument("adapter", metavar="ADAPTER_DIR")
+    own.add_argument("--base", help="of the adapter; only VeRA needs it")
     return top
 
 
@@ -152,7 +152,7 @@ def _text(verb: str, found: dict[str, Any]) -> str:
         return "\n".join(lines)
     if verb == "frames":
         return (
-            f"wrote {found['file']}: {found['bytes']:,} bytes, {found['inputs']} inputs of "
+            f"wrote {found['file']}: {found['bytes']:,} bytes, {found['frames']} frames of "
             f"{found['layers']} layers, {found['hash']}"
         )
     if verb == "limit":

@@ -25,14 +25,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from solar import evaluator, frame_store, packages
+from solar import evaluator, frame_store, packages, record
 from solar.adapters import peft_io, targets
 from solar.codec import packet
 from solar.compilation import cache_compilations
 from solar.errors import SolarError
 from solar.files import only_one, write_whole
 from solar.models.structure import structure
-from solar.record import identity
 from solar.score import make_scorer
 from solar.tasks import build
 from solar.tasks.task import Task
@@ -88,7 +87,7 @@ def digest(path: Path) -> str:
 
 def score_path(path: Path, job: Mapping[str, Any]) -> Path:
     """Where the score of a file under a job is kept."""
-    return packages.cache_dir() / "scores" / identity(job)[:24] / f"{digest(path)}.json"
+    return packages.cache_dir() / "scores" / record.identity(job)[:24] / f"{digest(path)}.json"
 
 
 def known_score(path: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -237,11 +236,16 @@ def main(arguments: Sequence[str]) -> int:
         answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever a library prints is no answer
         serve(sys.stdin, answers)
-    document = json.loads(Path(arguments[0]).read_text())
     try:
+        document = record.read(Path(arguments[0]))
         for file in document["files"]:
             print(file, json.dumps(score_file(Path(file), document["job"])["values"]))
-    except SolarError as error:
+    except KeyError as error:
+        print(
+            f"{arguments[0]} lacks {error}; compare writes evaluation.json whole", file=sys.stderr
+        )
+        return 2
+    except (OSError, SolarError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

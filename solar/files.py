@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from solar.errors import SolarError
+
 
 def write_whole(path: str | Path, data: bytes) -> Path:
     """Writes ``data`` under a temporary name in the same folder, syncs it, and renames it to
@@ -26,6 +28,15 @@ def write_whole(path: str | Path, data: bytes) -> Path:
         os.unlink(name)
         raise
     return path
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Raises SolarError where `path` is a folder, or a device or pipe: a file of its name would
+    take its place."""
+    if path.is_dir():
+        raise SolarError(f"{path} is a directory; give the name of a file to write")
+    if path.exists() and not path.is_file():
+        raise SolarError(f"{path} is no regular file; give the name of a file to write")
 
 
 def replace_whole(fresh: Path, path: Path, old: Path) -> None:

@@ -70,6 +70,7 @@ def compiled(config: Config, ranks: tuple[tuple[str, int], ...], sample: bool) -
         hidden, cache = model(tokens, mask, cache)
         logits = project(hidden[:, -1], model.head())
         if sample:
+            logits = logits.astype(jnp.float32)  # what is drawn does not hang on the dtype
             return jax.random.categorical(key, logits / temperature), cache
         return jnp.argmax(logits, -1), cache
 

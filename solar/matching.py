@@ -9,7 +9,7 @@ from solar.adapters.adapter import Adapter
 from solar.errors import SolarError
 from solar.models.structure import structure
 from solar.objective import aim_of
-from solar.score import hook_leaves, outputs_of
+from solar.score import check_complete, hook_leaves, outputs_of
 from solar.tasks.task import Task, identity_of
 from solar.weights.base import Base
 
@@ -26,14 +26,33 @@ def check_heads(own: Adapter, images: bool) -> None:
         )
 
 
+def check_answers(base: Base, own: Adapter) -> None:
+    """Raises SolarError where `base` with `own` gives no answers that could be matched."""
+    leaves = structure(base.config).leaves
+    for name, head in sorted(own.heads.items()):
+        wanted = leaves[name].shape if name in leaves else None
+        if tuple(head.shape) != wanted:
+            raise SolarError(
+                f"the adapter's {name} is {tuple(head.shape)}, of which this base has "
+                f"{wanted or 'none'}: check that the adapter belongs to it"
+            )
+    if base.family == "vit" and not base.config.num_labels:
+        raise SolarError(
+            "neither the base nor the adapter has a classifier, so there are no answers to match: "
+            "leave calibration out"
+        )
+    check_complete(base, own.heads)
+
+
 def matching(base: Base, task: Task, own: Adapter, most: int | None = None) -> Task:
     """`task` with the first `most` rows of its training split, of which every one has a `reference`
     and no label: float32 hidden states, or logits of an image model, where the base with `own`
     predicts something. Training then lowers the divergence from `own`'s predictions.
 
-    Raises SolarError as `check_heads` does.
+    Raises SolarError as `check_heads` and `check_answers` do.
     """
     check_heads(own, task.objective == "image_class")
+    check_answers(base, own)
     shape, aim = structure(base.config, own.ranks), aim_of(task, base)
     on_device = replace(base, params={k: jnp.asarray(v) for k, v in base.params.items()})
     rows = {k: v[:most] for k, v in task.train.items() if k != "label"}

@@ -8,8 +8,8 @@ information. An image model is run on pictures made from a seed (pictures.py), a
 those of sums of its last features with random signs, since a classifier is what adapters bring.
 What an error costs goes less steeply with the eigenvalues than a quadratic form says, so those of a
 base whose gradients keep to few directions are softened.
-Everything is computed in float64 and rounded to integers only then (codec/frame_file.py), so that
-another machine gets the same file.
+Everything but the draw of the text's tokens is computed in float64, and rounded to integers only
+then (codec/frame_file.py), so that another machine gets the same file.
 """
 
 import math

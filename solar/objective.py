@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from solar.errors import SolarError
+from solar.models.linear import at_least_float32
 from solar.tasks.task import LABELLED, Task
 
 
@@ -107,8 +108,8 @@ def measure(model, aim: Aim, batch: Mapping[str, Array], reference: Array | None
 
 
 def project(hidden: Array, head: Array) -> Array:
-    """Logits in float32 of hidden states in the compute dtype."""
-    return (hidden @ head.T.astype(hidden.dtype)).astype(jnp.float32)
+    """Logits of hidden states in the compute dtype: float32 or, of float64, that."""
+    return (hidden @ head.T.astype(hidden.dtype)).astype(at_least_float32(hidden.dtype))
 
 
 def kullback_leibler(before: Array, after: Array) -> Array:

@@ -165,8 +165,8 @@ def find_one(root: Path, pattern: str) -> Path:
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a wheel/zip, tar or deb into the new folder `target`.
 
-    An absolute path, a path with '..', a link or a device in the archive is refused (SolarError)
-    before anything of that entry is written.
+    An absolute path or one with '..' in a wheel or tar, and a link or device in a tar, is refused
+    (SolarError) before anything of that entry is written. A deb is dpkg's to unpack.
     """
     target.mkdir(parents=True)
     if archive.suffix == ".deb":

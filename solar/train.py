@@ -59,7 +59,8 @@ class Trained(NamedTuple):
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Warm-up from zero, then the configured decay; raises SolarError for an unknown schedule."""
+    """Warm-up in equal steps from the first on, then the configured decay; raises SolarError for an
+    unknown schedule."""
     warm = round(config.warmup * config.steps)
     rest = max(config.steps - warm, 1)
     decays = {
@@ -336,8 +337,14 @@ def restore(
 
 
 def parse(config: Mapping[str, Any], seed: int) -> TrainConfig:
-    """A TrainConfig from a plain mapping; raises SolarError for unknown keys."""
+    """A TrainConfig from a plain mapping; raises SolarError for unknown keys and for numbers of
+    steps or examples below 1."""
     known = TrainConfig.__dataclass_fields__
     if unknown := sorted(set(config) - set(known)):
         raise SolarError(f"training has no setting {unknown[0]!r}; known are {', '.join(known)}")
-    return TrainConfig(**{**config, "seed": seed})
+    found = TrainConfig(**{**config, "seed": seed})
+    for name in ("steps", "batch_size", "accumulate", "checkpoint_every"):
+        value = getattr(found, name)
+        if type(value) is not int or value < 1:
+            raise SolarError(f"{name} is {value!r}; give a whole number of at least 1")
+    return found

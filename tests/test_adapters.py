@@ -66,6 +66,14 @@ class TestTargets:
         with pytest.raises(SolarError, match="no module matches 'q_proj'"):
             targets.select(LLAMA, "q_proj")  # a suffix is no whole name
 
+    def test_what_is_no_regular_expression_is_refused(self):
+        for run in (
+            lambda: targets.select(LLAMA, "*q_proj"),
+            lambda: targets.by_pattern({"*attn": 2}, "a.attn", 1),
+        ):
+            with pytest.raises(SolarError, match="is no regular expression .nothing to repeat"):
+                run()
+
     def test_all_linear_leaves_the_output_head_out(self):
         assert len(targets.select(LLAMA, "all-linear")) == len(LLAMA) - 1 == 14
         assert "lm_head" not in targets.select(LLAMA, "all-linear")
@@ -131,6 +139,10 @@ class TestSettings:
     def test_a_rank_below_one_is_refused(self):
         with pytest.raises(SolarError, match="rank 0 for .*c_attn; a LoRA rank is at least 1"):
             plan(base_of("gpt2"), LoraConfig(rank_pattern={"c_attn": 0}))
+
+    def test_a_dropout_of_all_is_refused(self):
+        with pytest.raises(SolarError, match="lora_dropout is 1.0; give a share below 1"):
+            plan(base_of("gpt2"), LoraConfig(lora_dropout=1.0))
 
     def test_a_head_that_does_not_exist_is_refused(self):
         with pytest.raises(SolarError, match="'classifier', which this vit does not have; .*num_l"):

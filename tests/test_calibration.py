@@ -1,15 +1,17 @@
 """`compress --calibration`: inputs without labels, from a text file or a folder of images."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from solar import channel, cli, moments
+from solar import channel, cli, matching, moments
 from solar.adapters import peft_io
 from solar.adapters.adapter import Adapter
 from solar.codec.factors import canonical
+from solar.errors import SolarError
 from solar.models.structure import structure
 from solar.weights.base import load
 
@@ -145,6 +147,29 @@ def test_what_cannot_be_used_is_refused(tmp_path, monkeypatch, capsys, data, mor
     given += ["--out", str(tmp_path / "own.solar"), "--calibration", str(tmp_path / data), *more]
     assert cli.main(given) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "own.solar").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "heads", "says"),
+    [
+        (0, {}, "neither the base nor the adapter has a classifier"),
+        (3, {}, "neither the base nor the file holds classifier.bias, classifier.weight"),
+        (3, {"classifier.weight": (3, 0)}, "holds classifier.bias; train it"),
+        (3, {"classifier.weight": (3, 1), "classifier.bias": (3,)}, "adapter's classifier.weight"),
+        (3, {"classifier.weight": (3, 0), "classifier.bias": (2,)}, "adapter's classifier.bias is"),
+        (0, {"score.weight": (3, 0)}, "of which this base has none"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_none_are_refused(labels, heads, says):
+    base = load("tiny:vit", num_labels=labels)
+    base = replace(base, params={k: v for k, v in base.params.items() if "classifier" not in k})
+    width = base.config.hidden_size
+    own = Adapter({}, {
+        k: np.zeros((shape[0], *(width + more for more in shape[1:])), np.float32)
+        for k, shape in heads.items()
+    })  # fmt: skip
+    with pytest.raises(SolarError, match=says):
+        matching.matching(base, channel.own_inputs(base, 4), own)
 
 
 def test_frames_of_given_inputs_serve_them_better(tmp_path, monkeypatch, capsys, lines):

@@ -103,6 +103,21 @@ def test_json_is_one_object_everywhere(capsys, tmp_path, adapter, base):
     assert all(a["bytes"] < b["bytes"] for a, b in zip(points, points[1:], strict=False))
 
 
+def test_a_pipe_is_not_replaced_by_a_file(capsys, tmp_path, adapter, base):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for given in (("compress", adapter, "--base", base), ("frames", base)):
+        status, _, err = run(capsys, *given, "--out", pipe)
+        assert status == 2 and "is no regular file; give the name of a file to write" in err
+    assert pipe.is_fifo()
+
+
+def test_the_limit_of_an_adapter_is_that_of_its_base(capsys, adapter, base):
+    found = [json.loads(run(capsys, "limit", adapter, "--json", *more)[1])
+             for more in ((), ("--base", base))]  # fmt: skip
+    assert found[0]["points"] == found[1]["points"]
+
+
 def test_inspect_says_what_the_file_holds(capsys, file):
     status, text, _ = run(capsys, "inspect", file)
     assert status == 0

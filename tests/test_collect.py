@@ -107,6 +107,20 @@ def test_tiny_runs_never_join_real_ones(tmp_path):
         assert {row["tiny"] for row in rows} == {tiny} and len(left_out) == 1
 
 
+def test_a_run_in_a_folder_of_any_name_is_found(tmp_path):
+    write(tmp_path / "model.spec=/data/checkpoints/packets" / "result.json", record())
+    write(tmp_path / "model.spec=/data/checkpoints/packets/wandb/x" / "result.json", record(1))
+    assert {row["seed"] for row in collect.gather([tmp_path]).rows} == {0}
+
+
+def test_a_base_that_was_made_anew_is_another(tmp_path):
+    for seed, base in enumerate("xy"):
+        write(tmp_path / base / "result.json", record(seed, identities={"base": base}))
+    rows = collect.gather([tmp_path]).rows
+    assert len({row["group"] for row in rows}) == 2
+    assert b95.markdown(b95.fewest(rows)).count("**b, t, ") == 2  # tables that tell which is which
+
+
 def test_b95_is_the_smallest_file_that_keeps_enough_by_codec_and_seed(tmp_path, capsys):
     points = [(16, 0.0, 0.94), (32, 0.0, 0.96), (24, 1.0, 0.95), (64, 0.0, 0.9)]
     write(tmp_path / "0" / "result.json", record(0, points))

@@ -164,6 +164,15 @@ def test_a_packet_is_refused_by_another_base(home, capsys):
     assert len(said) == 1 and "base" in said[0]
 
 
+def test_scores_by_hand_of_what_is_not_there_are_one_line(tmp_path, capsys):
+    lacking = json.dumps({"job": {}, "files": [str(tmp_path / "gone.solar")]})
+    for name, content in (("missing", None), ("broken", "{"), ("lacking", lacking)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        assert evaluate.main([str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def one_line(capsys) -> str:
     """What was printed to stderr, which must be one line."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from experiments import compare, plot
 from experiments.program import CONFIGS
+from paper_figures import rows
 from solar import evaluator, record
 from solar.packages import cache_dir
 
@@ -78,6 +79,20 @@ def test_an_experiment_composes_and_says_how_it_is_run(name):
     if name in TABLES and "pip:" not in config["model"]["spec"]:
         if not config["model"]["spec"].startswith("made:"):
             assert "Published" in head and "Hardware" in head and "offline" in head.lower()
+
+
+def test_adapters_are_measured_at_a_rate_that_validation_prefers():
+    """Within two points, a standard error of the smallest validation split, of the best rate."""
+    by_adapter: dict[str, dict[float, float]] = {}
+    for row in rows.read(CONFIGS.parent / "paper_figures" / "data" / "lora_tuned.csv"):
+        own = node(row["experiment"])
+        if (row["steps"], row["rank"]) == (own["train"]["steps"], own["adapter"]["r"]):
+            found = by_adapter.setdefault(row["experiment"], {})
+            found[row["rate"]] = row["validation_score"]
+    assert len(by_adapter) >= 6
+    for name, found in by_adapter.items():
+        assert len(found) > 1, name
+        assert found[node(name)["train"]["learning_rate"]] >= max(found.values()) - 0.02, name
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -4,6 +4,7 @@ import copy
 import csv
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -229,7 +230,9 @@ def _alignment(path):
             for layer in range(layers):
                 for module in ("q_proj", "v_proj"):
                     for side in ("left", "right"):
-                        writer.writerow((base, layer, module, side, 16, 0.2, 0.11, 0.1))
+                        writer.writerow(
+                            ("own " + base, base, layer, module, side, 16, 0.2, 0.11, 0.1)
+                        )
 
 
 def test_alignment_draws_from_csv_without_solar(tmp_path):
@@ -295,6 +298,20 @@ def test_a_figure_without_its_csv_is_a_mistake(program, tmp_path, capsys):
             program.main([str(tmp_path / name)])
         assert end.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_csv_with_a_cell_too_many_or_a_word_for_a_number_is_a_mistake(tmp_path, capsys):
+    path = tmp_path / "own.csv"
+    good = dict.fromkeys(alignment.COLUMNS, "1") | {"side": "left"}
+    for cells, said in (
+        ([*good.values(), "1"], "row 1 of .* has more cells than its header"),
+        ((good | {"alignment": "much"}).values(), "str"),
+    ):
+        path.write_text(f"{','.join(good)}\n{','.join(cells)}\n")
+        with pytest.raises(SystemExit) as end:
+            alignment.main([str(path), "--out", str(tmp_path)])
+        assert end.value.code == 2
+        assert re.search(f"^error: .*{said}.*\n$", capsys.readouterr().err)
 
 
 def test_alignment_names_a_missing_column(tmp_path):

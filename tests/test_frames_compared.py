@@ -75,6 +75,10 @@ def test_every_frame_of_every_seed_once(monkeypatch, tmp_path):
     assert all(float(row["error"]) < 1.2 for row in rows if row["layers"] == "c_attn")
     monkeypatch.setattr(frames_compared, "finetune", None)  # nothing is made anew
     assert run(monkeypatch, tmp_path, frames_compared, *given) == rows
+    with pytest.raises(TypeError):  # another budget is another row, another name another adapter
+        run(monkeypatch, tmp_path, frames_compared, *given[:1], "+budgets=[700,800]", given[2])
+    with pytest.raises(TypeError):
+        run(monkeypatch, tmp_path, frames_compared, *given, "name=other")
     told = table.markdown(results.read(tmp_path / "rows.csv"))
     assert told.count("\n") == 2 * (16 + 2) and "| frame | tiny_gpt2, 700 B |" in told.replace(
         "-", "_"
@@ -82,7 +86,14 @@ def test_every_frame_of_every_seed_once(monkeypatch, tmp_path):
 
 
 def test_the_table_has_means_over_seeds():
-    own = {"base": "b", "task": "t", "frame": "own, 256", "budget": 1000, "layers": "all"}
+    own = {
+        "experiment": "e",
+        "base": "b",
+        "task": "t",
+        "frame": "own, 256",
+        "budget": 1000,
+        "layers": "all",
+    }
     rest = {"bytes": 990, "score": 0.5, "error": None}
     rows = [
         own | rest | {"seed": seed, "kl": 0.1 + seed, "retained": 0.8 + 0.2 * seed}
@@ -92,6 +103,8 @@ def test_the_table_has_means_over_seeds():
                        "score": None, "retained": None})  # fmt: skip
     told = table.markdown(rows)
     assert "| own, 256 | 0.600, 90% ± 14 |" in told and "| own, 256 | 0.25 |" in told
+    both = table.markdown([*rows, *(row | {"experiment": "f", "kl": 3} for row in rows[:2])])
+    assert "| b, e, 1,000 B | b, f, 1,000 B |" in both and "0.600, 90% ± 14 | 3.000, 90%" in both
     with pytest.raises(ValueError, match="lack kl"):
         table.markdown([{k: v for k, v in rows[0].items() if k != "kl"}])
 

@@ -55,12 +55,16 @@ def tensors() -> dict[str, np.ndarray]:
     return cases.weights(shapes)
 
 
-def write(path: Path, arch: str = "llama", pre: str = "smollm", **more) -> dict:
-    """A GGUF as llama.cpp's converter lays it out; returns the Hugging Face tensors in it."""
+def write(
+    path: Path, arch: str = "llama", pre: str = "smollm", blocks: bool = True, **more
+) -> dict:
+    """A GGUF as llama.cpp's converter lays it out; returns the Hugging Face tensors in it. blocks:
+    whether it says how many there are."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
-    writer.add_block_count(1)
+    if blocks:
+        writer.add_block_count(1)
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(PAIRS)
@@ -166,6 +170,8 @@ def test_what_is_not_built_is_refused(tmp_path):
     refused(path, "scales its rotary positions; use the Hugging Face directory")
     write(path, pre="llama-bpe")
     refused(path, "tokenizer .gpt2, llama-bpe. is not read")
+    write(path, blocks=False)
+    refused(path, "lacks llama.block_count; fetch the file again")
     write(path, arch="qwen2")
     refused(path, "holds a 'qwen2' model; only 'llama' is read")
 

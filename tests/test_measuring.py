@@ -8,9 +8,11 @@ import pytest
 
 from benchmarks import presets
 from experiments import alignment, csv_file, energy, layer_budget, lora_tuned, reach
+from experiments.kinds import kinds
 from paper_figures import layer_budget as figure
 from solar.codec.factors import Factors
 from solar.codec.metric import Reflections
+from solar.errors import SolarError
 
 TINY = ["tiny=true", "model=tiny-gpt2", "task=synthetic_text", "codec=tiny", "tracking=disabled"]
 
@@ -32,6 +34,8 @@ def test_alignment_writes_every_layer_and_keeps_other_seeds(monkeypatch, tmp_pat
     twice = run(monkeypatch, tmp_path, alignment, "seed=1")
     assert len(twice) == 2 * len(rows) and {row["seed"] for row in twice} == {"0", "1"}
     assert len(run(monkeypatch, tmp_path, alignment, "seed=1")) == len(twice)
+    more = run(monkeypatch, tmp_path, alignment, "name=other")  # another adapter of the base
+    assert len(more) == 3 * len(rows) and {row["experiment"] for row in more[-3:]} == {"other"}
 
 
 def test_energy_adds_up_in_every_frame(monkeypatch, tmp_path):
@@ -79,7 +83,7 @@ def test_reach_compares_every_code_with_the_limit(monkeypatch, tmp_path):
         assert int(row["payload"]) < int(row["bytes"])
 
 
-def test_layer_budget_accounts_for_the_bytes_of_the_file(monkeypatch, tmp_path):
+def test_layer_budget_accounts_for_the_bytes_of_the_file(monkeypatch, tmp_path, capsys):
     rows = run(monkeypatch, tmp_path, layer_budget, "+budget=700")
     assert tuple(rows[0]) == figure.COLUMNS
     spent = sum(float(row["bits"]) for row in rows) / 8
@@ -91,6 +95,10 @@ def test_layer_budget_accounts_for_the_bytes_of_the_file(monkeypatch, tmp_path):
         for row in (left, right):
             assert (float(row["bits"]) > 0) == (int(row["rank"]) > 0)
         assert 0 <= float(left["relative_error"]) < 1.2
+    monkeypatch.setattr("sys.argv", ["layer_budget", *TINY, "+budget=8kB"])
+    with pytest.raises(SystemExit):
+        layer_budget.program()
+    assert capsys.readouterr().err == "error: budget is '8kB'; give a number of bytes\n"
     more = run(monkeypatch, tmp_path, layer_budget, "+budget=1400")
     assert len(more) == 2 * len(rows)  # another budget has rows of its own
     errors = [sum(float(r["relative_error"]) for r in more if r["budget"] == b)
@@ -104,8 +112,29 @@ def test_rows_of_others_stay(tmp_path):
     csv_file.put(path, ["who", "x"], [{"who": "b", "x": 2}, {"who": "b", "x": 3}], ["who"])
     csv_file.put(path, ["who", "x"], [{"who": "a", "x": 4}], ["who"])
     assert path.read_text().split() == ["who,x", "b,2", "b,3", "a,4"]
-    with pytest.raises(KeyError):
-        csv_file.put(path, ["who"], [{"x": 1}], ["who"])
+    with pytest.raises(SolarError, match="has the columns who, x, not who, y; give another"):
+        csv_file.put(path, ["who", "y"], [{"who": "a", "y": 1}], ["who"])
+    assert path.read_text().split() == ["who,x", "b,2", "b,3", "a,4"]
+
+
+def test_a_part_of_the_codes_replaces_its_own_rows_alone(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path, reach)
+    again = run(monkeypatch, tmp_path, reach, "+only=bit")
+    order = lambda row: (row["code"], int(row["bytes"]))  # noqa: E731
+    assert sorted(again, key=order) == sorted(rows, key=order)
+    assert again[-1]["code"].endswith("rank 1") and rows[-1]["code"] != again[-1]["code"]
+
+
+def test_layers_are_told_apart_by_as_little_of_their_path_as_it_takes():
+    gpt2 = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    found = kinds([f"transformer.h.{i}.{name}" for i in (0, 11) for name in gpt2])
+    assert found["transformer.h.11.mlp.c_proj"] == (11, "mlp.c_proj")
+    assert [kind for _, kind in found.values()] == [*gpt2, *gpt2]
+    assert kinds(["a.0.x.q", "a.0.y.v", "b.0.y.q"]) == {
+        "a.0.x.q": (0, "q"), "a.0.y.v": (0, "v"), "b.0.y.q": (0, "q"),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="lm_head is in no numbered block"):
+        kinds(["lm_head"])
 
 
 def test_presets_take_turns_and_a_slow_one_is_a_fault(monkeypatch, capsys):
@@ -130,3 +159,12 @@ def test_lora_at_every_rate_and_length(monkeypatch, tmp_path):
     assert run(monkeypatch, tmp_path, lora_tuned, *given) == rows
     more = run(monkeypatch, tmp_path, lora_tuned, "+steps=[2]", "+ranks=[1]")
     assert more[:2] == rows and [(row["steps"], row["rank"]) for row in more[2:]] == [("2", "1")]
+
+
+@pytest.mark.parametrize("given", ("+rates=1e-3", "+rates=[]", "+rates=[fast]"))
+def test_rates_are_a_list_of_numbers(monkeypatch, capsys, given):
+    monkeypatch.setattr("sys.argv", ["lora_tuned", *TINY, given])
+    with pytest.raises(SystemExit) as left:
+        lora_tuned.program()
+    assert left.value.code == 2
+    assert "give a list of numbers, as in +rates=[1,2]" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from golden import cases
 from golden.bases import base_of, image_logits, language_logits, logits
 
+from solar import moments
 from solar.errors import SolarError
 from solar.generate import generate
 from solar.models.gpt2 import GPT2Config
@@ -17,7 +18,7 @@ from solar.models.llama import LlamaConfig
 from solar.models.structure import assemble, random_leaves, structure
 from solar.models.vit import ViTConfig, interpolate_positions
 from solar.objective import project
-from solar.weights.base import Base
+from solar.weights.base import Base, load
 from solar.weights.layouts import fit
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")
@@ -54,6 +55,35 @@ def test_mean_pooling_averages_the_patches_after_the_last_norm():
 def test_a_position_table_that_is_no_square_is_refused():
     with pytest.raises(SolarError, match="15 patches, which is not a square"):
         interpolate_positions(np.zeros((1, 16, 4), np.float32), 4)
+
+
+@pytest.mark.parametrize("spec", ("tiny:gpt2", "tiny:llama", "tiny:vit"))
+def test_nothing_of_a_model_in_float64_is_in_float32(spec, monkeypatch):
+    """Which is why frames are alike on every processor: its sums end far below their rounding."""
+    shown = []
+    whole = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda f, **given: shown.append(f) or whole(f, **given))
+    base = load(spec)
+    batches = moments.own_batches(base, 0, 2)[0] if base.family == "vit" else [
+        {"tokens": np.ones((2, 5), np.int32), "mask": np.tri(2, 5, 3, dtype=bool)}
+    ]  # fmt: skip
+    found, _ = moments.second_moments(base, batches)
+    assert all(np.isfinite(moment).all() for moment in found)  # also where padding sees nothing
+    with jax.enable_x64(True):
+        precise = moments._precise(base)
+        leaves = {k: jnp.asarray(precise.params[k]) for k in structure(precise.config).leaves}
+        batch = {k: jnp.asarray(v) for k, v in moments._as_taken(base, batches[0], 0).items()}
+        program = str(jax.make_jaxpr(shown[-1])(leaves, batch))
+    assert "f64[" in program and "f32[" not in program
+
+
+@pytest.mark.parametrize("name", ("gpt2", "llama-3-biases", "vit"))
+def test_float64_gives_what_float32_does(name):
+    expected = logits(base_of(name))
+    with jax.enable_x64(True):
+        found = logits(base_of(name, dtype="float64"))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILY_OF_EACH)

@@ -9,6 +9,7 @@ import pytest
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
 
 from golden import cases  # noqa: E402
 from golden.bases import base_of, logits  # noqa: E402
@@ -20,7 +21,7 @@ from solar.adapters.adapter import Adapter  # noqa: E402
 from solar.adapters.lora import LoraConfig, head_names, plan  # noqa: E402
 from solar.errors import SolarError  # noqa: E402
 from solar.models.structure import structure  # noqa: E402
-from solar.weights.base import Base  # noqa: E402
+from solar.weights.base import Base, load  # noqa: E402
 
 CASE = {"gpt2": "gpt2", "llama": "llama-3-biases", "vit": "vit"}
 KINDS = {
@@ -99,6 +100,50 @@ def test_written_by_peft_read_here(family, variant, tmp_path):
     adapter = peft_io.read(tmp_path, base)
     expected = torch_logits(base, model.eval())
     assert_same(logits(base, adapter), expected, base, f"{family} {variant}, from PEFT")
+
+
+def test_an_update_of_dinov2_is_before_its_layer_scale(tmp_path):
+    """Both ways, on projections whose outputs Dinov2Model scales."""
+    model = dinov2()
+    model.save_pretrained(tmp_path / "base")
+    base = load(str(tmp_path / "base"))
+    pixels = cases.pixels(base.config.image_size)
+
+    def features(model) -> np.ndarray:
+        with torch.no_grad():
+            return model(pixel_values=torch.from_numpy(pixels)).last_hidden_state[:, 0].numpy()
+
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=("q_proj", "o_proj", "fc2"))
+    own = peft_model(model, config)
+    trained = {k: v for k, v in own.named_parameters() if v.requires_grad}
+    with torch.no_grad():
+        for key, value in cases.factors({k: tuple(v.shape) for k, v in trained.items()}).items():
+            trained[key].copy_(torch.from_numpy(value))
+    own.save_pretrained(tmp_path / "theirs")
+    expected = features(own.eval())
+    adapter = peft_io.read(tmp_path / "theirs", base)
+    assert_same(logits(base, adapter), expected, base, "DINOv2, from PEFT")
+    peft_io.write(tmp_path / "ours", adapter, base.family, base.source, gains=base.gains)
+    with warnings.catch_warnings():
+        for about in (".*missing.*", ".*nexpected.*", ".*not found.*"):
+            warnings.filterwarnings("error", message=about)
+        back = peft.PeftModel.from_pretrained(dinov2(), tmp_path / "ours").eval()
+    assert_same(logits(base, adapter), features(back), base, "DINOv2, to PEFT")
+
+
+def dinov2():
+    """A small Dinov2Model whose LayerScale is far from one."""
+    torch.manual_seed(0)
+    model = transformers.Dinov2Model(transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=32,
+        patch_size=8,
+    )).eval()  # fmt: skip
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(0.3 * torch.randn_like(value) + (1 if value.ndim == 1 else 0))
+            if "lambda1" in name:
+                value.copy_(0.1 + torch.rand_like(value))
+    return model
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -15,6 +15,7 @@ import yaml
 
 from benchmarks import sweep_kill
 from experiments import compare, finetune
+from experiments.program import composed
 from solar import evaluate, evaluator, record
 from solar.errors import SolarError
 from solar.files import only_one
@@ -92,6 +93,27 @@ def test_the_objective_is_bytes_where_enough_is_kept_and_else_how_far_it_is_off(
     far, near = compare.objective(result((10, 0.1))), compare.objective(result((10, 0.9)))
     assert far > near > 900
     assert compare.objective(result((10, None))) > 900
+    assert compare.objective(result()) > 900
+
+
+def test_of_an_adapter_that_gained_nothing_no_share_is_kept():
+    """A worse score than that of a harmful adapter would count as several times its gain."""
+    rows = [{"label": label} for label in ("LoRA, float32", "base", "worst")]
+    scores = [{"score": score, "loss": 1.0} for score in (0.7, 0.8, 0.3)]
+    compare.add_scores(rows, scores)
+    assert [row["retained"] for row in rows] == [None, None, None]
+    compare.add_scores(rows, [*scores[1::-1], scores[2]])
+    assert [row["retained"] for row in rows] == pytest.approx([1, 0, -4])
+
+
+@pytest.mark.parametrize("name", ("ablation_basis", "offline_ablation_basis"))
+def test_a_small_grid_has_every_point_once(name):
+    config = compare.shrink(composed("compare", f"experiment={name}"))
+    compare.check_labels(config)
+    grids = config["codec"]["grids"]
+    grids["again"] = dict(next(iter(grids.values())))
+    with pytest.raises(SolarError, match="is in the grids of codec more than once"):
+        compare.check_labels(config)
 
 
 # ------------------------------------------------------------------------------ what is shared

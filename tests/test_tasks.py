@@ -15,10 +15,11 @@ from PIL import Image
 
 from solar.errors import SolarError
 from solar.tasks import build, images, running_text
+from solar.tasks.images import read_image
 from solar.tasks.package_index import parse_index
 from solar.tasks.sources import SOURCES, movie_snippets, open_source, plain_words
-from solar.tasks.task import identity_of
-from solar.tasks.text import fit
+from solar.tasks.task import Source, identity_of
+from solar.tasks.text import class_index, class_names, empty, fill, fit
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "task"
 PAD = 0
@@ -589,6 +590,31 @@ def test_hub_failure_is_one_line(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize("kind", (np.uint16, np.int32))
+def test_grey_of_16_bits_keeps_its_steps(kind, tmp_path):
+    ramp = np.linspace(0, 0xFFFF, 64 * 64).astype(kind).reshape(64, 64)
+    path = tmp_path / "ramp.tif"
+    Image.fromarray(ramp).save(path)
+    for given in (str(path), ramp, path.read_bytes()):
+        found = np.asarray(read_image(given, "own"))
+        assert found.shape == (64, 64, 3)
+        np.testing.assert_array_equal(found[..., 0], ramp >> 8)
+    with pytest.raises(SolarError, match="is not a readable image .its grey values take more"):
+        read_image(ramp.astype(np.int32) * 2, "own")
+
+
+def test_nothing_in_a_column_is_no_text():
+    row = {"title": None, "text": "own", "label": None}
+    assert fill("{title}: {text}", row, "t") == ": own"
+    assert empty("{title}", row, "t") and not empty("{title}{text}", row, "t")
+    config = {"name": "t", "columns": {}}
+    rows = [{"label": name} for name in ("a", "b", None)]
+    source = Source({"train": rows}, None, "here")
+    assert class_names(config, source) == ("a", "b")
+    with pytest.raises(SolarError, match="a row has the label 'None', classes are a, b"):
+        class_index(("a", "b"), source, "label", "t")(rows[2])
 
 
 def test_grey_images_get_three_channels_and_the_model_size():

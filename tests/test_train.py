@@ -234,6 +234,12 @@ class TestRefusals:
         with pytest.raises(SolarError, match="no setting 'epochs'; known are steps"):
             parse({"epochs": 3}, 0)
 
+    @pytest.mark.parametrize("name", ("steps", "batch_size", "accumulate", "checkpoint_every"))
+    @pytest.mark.parametrize("value", (0, -2, 1.5, "many"))
+    def test_numbers_that_count_nothing_are_refused(self, name, value):
+        with pytest.raises(SolarError, match=f"{name} is {value!r}; give a whole number of at"):
+            parse({name: value}, 0)
+
     def test_a_task_of_the_other_kind_is_refused(self):
         with pytest.raises(SolarError, match="label_token\\) does not fit a vit base"):
             train(base_of("vit"), lora.METHOD, LoraConfig(), toy_task(), RUN)

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import ml_dtypes
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from golden import cases
 from golden.bases import base_of, image_logits, logits
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from solar import api
+from solar.adapters import peft_io
 from solar.errors import SolarError
 from solar.weights.base import Base, fingerprint, load, oriented
 from solar.weights.checkpoint import torch_table
@@ -218,14 +221,68 @@ class TestDinov2:
             x = x + held[at + "layer_scale2.lambda1"] * h
         return norm(x, "layernorm")[:, 0]
 
-    def test_layer_scale_is_folded_exactly(self, tmp_path):
+    def saved(self, folder: Path) -> dict[str, np.ndarray]:
+        """The tensors of a checkpoint with scales that are far from one, which lies in `folder`."""
         held = self.checkpoint()
         for name in held:
             if "lambda1" in name:
-                held[name] = 0.3 + np.abs(held[name])  # far from one
-        tmp_path.joinpath("config.json").write_text(json.dumps(self.CONFIG))
+                held[name] = 0.3 + np.abs(held[name])
+        folder.mkdir(exist_ok=True)
+        folder.joinpath("config.json").write_text(json.dumps(self.CONFIG))
         save_file({**held, "embeddings.mask_token": np.zeros((1, 32), "f4")},
-                  tmp_path / "model.safetensors")  # fmt: skip
+                  folder / "model.safetensors")  # fmt: skip
+        return held
+
+    def adapter(self, folder: Path, prefix: str) -> dict[str, np.ndarray]:
+        """A LoRA of every projection as PEFT writes it for Dinov2Model; the update of each, by the
+        names of the checkpoint."""
+        tensors, updates = {}, {}
+        for layer in range(2):
+            for part, old in (
+                *((f"attention.{part[0]}_proj", f"attention.attention.{part}")
+                  for part in ("query", "key", "value")),
+                ("attention.o_proj", "attention.output.dense"),
+                ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2"),
+            ):  # fmt: skip
+                outputs, inputs = (64 if part == "mlp.fc1" else 32), (64 if "fc2" in part else 32)
+                name = f"base_model.model.{prefix}encoder.layer.{layer}.{part}"
+                own = {f"{name}.lora_A.weight": (2, inputs), f"{name}.lora_B.weight": (outputs, 2)}
+                tensors |= (own := cases.factors(own))
+                a, b = own.values()
+                updates[f"encoder.layer.{layer}.{old}.weight"] = 2.0 * b @ a
+        folder.mkdir()
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
+        folder.joinpath("adapter_config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / "adapter_model.safetensors")
+        return updates
+
+    @pytest.mark.parametrize("prefix", ("", "dinov2."))
+    def test_an_update_is_scaled_as_its_weight_is(self, prefix, tmp_path):
+        held, source = self.saved(tmp_path / "base"), str(tmp_path / "base")
+        updates = self.adapter(tmp_path / "adapter", prefix)
+        base, pixels = load(source), cases.pixels(32)
+        found = image_logits(base, pixels, peft_io.read(tmp_path / "adapter", base))
+        changed = {k: v + updates.get(k, 0) for k, v in held.items()}
+        expected = self.forward(changed, pixels)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        assert np.abs(self.forward(held, pixels) - expected).max() > 0.05
+        # What is coded is what the base has; what is written is what Dinov2Model has.
+        file, back = tmp_path / "own.solar", tmp_path / "back"
+        api.compress(tmp_path / "adapter", source, file, preset="weights", budget_bytes=6000)
+        api.expand(file, source, back)
+        again = image_logits(base, pixels, peft_io.read(back, base))
+        assert np.abs(again - expected).max() < 0.05
+        sent = load_file(back / "adapter_model.safetensors")
+        for layer in range(2):
+            for part in ("attention.o_proj", "mlp.fc2", "mlp.fc1"):
+                name = f"base_model.model.encoder.layer.{layer}.{part}"
+                own = sent[f"{name}.lora_B.weight"] @ sent[f"{name}.lora_A.weight"]
+                old = part.replace("attention.o_proj", "attention.output.dense")
+                wanted = updates[f"encoder.layer.{layer}.{old}.weight"]
+                assert np.linalg.norm(own - wanted) < 0.05 * np.linalg.norm(wanted)
+
+    def test_layer_scale_is_folded_exactly(self, tmp_path):
+        held = self.saved(tmp_path)
         base = load(str(tmp_path))
         assert base.config.intermediate_size == 64
         assert base.image_mean == (0.485, 0.456, 0.406)
@@ -322,6 +379,56 @@ class TestRefusals:
             refused(folder, "config.json (is not valid JSON|holds no JSON object)")
         (folder / "config.json").unlink()
         refused(folder, "has no config.json; give the folder of a Hugging Face model")
+
+    @pytest.mark.parametrize(
+        ("kind", "lacking", "more"),
+        (
+            ("llama", "num_attention_heads", {}),
+            ("llama", None, {"rope_scaling": {"rope_type": "llama3", "factor": 2}}),
+            ("vit", None, {"image_size": [28, 28]}),
+        ),
+    )
+    def test_a_config_that_lacks_a_size(self, kind, lacking, more, tmp_path):
+        folder = write_folder(tmp_path, {"llama": "llama-own-head"}.get(kind, kind), {}, **more)
+        config = json.loads((folder / "config.json").read_text())
+        config.pop(lacking, None)
+        (folder / "config.json").write_text(json.dumps(config))
+        refused(folder, f"the config of .* is no {kind}'s|image_size=.28, 28. is not supported")
+
+    def test_attention_that_is_not_scaled(self, tmp_path):
+        refused(write_folder(tmp_path, "gpt2", {}, scale_attn_weights=False), "is not supported")
+
+    @pytest.mark.parametrize(
+        ("spec", "given", "says"),
+        (
+            ("tiny:gpt2", {"dtype": "bf16"}, "dtype 'bf16' is unknown; use float32"),
+            ("tiny:vit", {"image_size": 30}, "image_size 30 is no multiple of the patches' "),
+        ),
+    )
+    def test_overrides_that_cannot_be(self, spec, given, says):
+        with pytest.raises(SolarError, match=says):
+            load(spec, **given)
+
+    def test_an_image_model_of_another_size_has_positions_for_it(self):
+        base = load("tiny:vit", image_size=2 * load("tiny:vit").config.image_size)
+        table = base.params["vit.embeddings.position_embeddings"]
+        assert table.shape[1] == 1 + base.config.grid**2
+
+    def test_a_hub_that_cannot_be_asked(self, monkeypatch):
+        import huggingface_hub
+
+        class ProxyError(Exception):
+            """httpx has one that is none of the hub's own errors."""
+
+        asked = {}
+
+        def fetch(name, **given):
+            asked.update(given)
+            raise ProxyError("403 Forbidden")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+        refused(Path("org/name"), r"could not be fetched from the hub .403 Forbidden.")
+        assert any(fnmatch("pytorch_model-00001-of-2.bin", p) for p in asked["allow_patterns"])
 
     def test_a_broken_index_of_shards(self, tmp_path):
         folder = write_folder(tmp_path, "gpt2", {})

@@ -12,7 +12,7 @@ class Adapter:
     be 0. ``heads``: modules that were trained whole, by leaf name.
 
     ``wide``: layers whose A was read without a base and may have more columns than the layer has
-    inputs (VeRA shares one A among layers); :func:`solar.adapters.directory.fit` cuts them.
+    inputs (VeRA shares one A among layers); :func:`solar.adapters.directory.read_for` cuts them.
     """
 
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray, float]]

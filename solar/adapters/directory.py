@@ -11,7 +11,6 @@ refused: a key that stays unused would be an adapter that silently does less.
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +73,14 @@ def read_for(
     family: str,
     shapes: Mapping[str, Shape],
     leaves: Mapping[str, tuple[int, ...]] | None = None,
+    gains: Mapping[str, np.ndarray] | None = None,
 ) -> Adapter:
     """An adapter for a base of ``family`` whose projections have ``shapes`` (outputs, inputs),
     under the base's names.
 
-    ``leaves``: shapes of all its weights, with which trained heads are compared. Beyond what
+    ``leaves``: shapes of all its weights, with which trained heads are compared. ``gains``: the
+    LayerScale (out,) of projections whose weights have it folded in, and which scales an update as
+    it scales the weight. Beyond what
     :func:`read` refuses, raises SolarError for keys that fit no module, shapes that do not fit,
     and a configured target without tensors.
     """
@@ -92,40 +94,15 @@ def read_for(
         )
     check_whole(found.config, found.file, shapes, found.layers, found.heads)
     pairs = {name: pair(found, name, tuple(shapes[name])) for name in sorted(found.layers)}
+    for name in pairs.keys() & (gains or {}).keys():
+        b, a, scale = pairs[name]
+        pairs[name] = (gains[name][:, None] * b, a, scale)
     for name, head in found.heads.items():
         if leaves is not None and head.shape != tuple(leaves[name]):
             raise SolarError(
                 f"{name} is {head.shape} in {found.file}, {tuple(leaves[name])} in the base"
             )
     return Adapter(pairs, {k: finite(k, v) for k, v in found.heads.items()})
-
-
-def fit(adapter: Adapter, family: str, shapes: Mapping[str, Shape]) -> Adapter:
-    """``adapter``, read without a base, under the names of a base of ``family`` whose projections
-    have ``shapes`` (outputs, inputs); the wide factors of VeRA are cut to each layer's inputs.
-
-    Raises SolarError where it changes a layer that the base does not have, or one of another shape.
-    Which layers its config promised is not known here: :func:`read_for` compares that too.
-    """
-    pairs = unique({k: rename_module(family, k) for k in adapter.pairs}, adapter.pairs)
-    lacking = sorted(pairs.keys() - shapes)
-    if lacking:
-        raise SolarError(
-            f"the adapter changes {len(lacking)} layers that this {family} does not have, such as "
-            f"{lacking[0]}; check that it belongs to this base"
-        )
-    wide = {rename_module(family, k) for k in adapter.wide}
-    for name, (b, a, scale) in pairs.items():
-        outputs, inputs = shapes[name]
-        cut = a[:, :inputs] if name in wide else a
-        if b.shape != (outputs, a.shape[0]) or cut.shape[1] != inputs:
-            raise SolarError(
-                f"{name}: the adapter's update is ({len(b)}, {a.shape[1]}), the base's weight "
-                f"({outputs}, {inputs}); check that it belongs to this base"
-            )
-        pairs[name] = (b, cut, scale)
-    heads = unique({k: rename(family, k) for k in adapter.heads}, adapter.heads)
-    return replace(adapter, pairs=pairs, heads=heads, wide=frozenset())
 
 
 def unique(new: Mapping[str, str], held: Mapping) -> dict:

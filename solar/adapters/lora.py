@@ -40,6 +40,8 @@ def plan(base: Base, config: LoraConfig) -> dict[str, tuple[int, float]]:
     """Rank and scale of each adapted projection; raises SolarError for a target without a match."""
     wanted = config.target_modules or targets.DEFAULTS[base.family]
     names = targets.select(structure(base.config).linears, wanted, config.modules_to_save)
+    if not 0 <= config.lora_dropout < 1:
+        raise SolarError(f"lora_dropout is {config.lora_dropout}; give a share below 1")
     found = {}
     for name in names:
         rank = int(targets.by_pattern(config.rank_pattern, name, config.r))

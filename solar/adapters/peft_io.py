@@ -5,6 +5,7 @@ generation of ViT names.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from solar.adapters.adapter import Adapter
 from solar.adapters.directory import PREFIX
 from solar.errors import SolarError
 from solar.files import write_whole
+from solar.weights.names import dinov2_module
 
 if TYPE_CHECKING:  # both stand on JAX
     from solar.adapters.lora import LoraConfig
@@ -29,7 +31,7 @@ def read(folder: str | Path, base: "Base") -> Adapter:
     shape = structure(base.config)
     shapes = {name: (outputs, inputs) for name, (outputs, inputs, _) in shape.linears.items()}
     leaves = {name: leaf.shape for name, leaf in shape.leaves.items()}
-    return directory.read_for(folder, base.family, shapes, leaves)
+    return directory.read_for(folder, base.family, shapes, leaves, base.gains)
 
 
 def write(
@@ -39,12 +41,15 @@ def write(
     source: str,
     config: "LoraConfig | None" = None,
     seed: int | None = None,
+    gains: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Writes a PEFT directory that ``PeftModel.from_pretrained`` loads; returns the weights' path.
 
     ``family`` and ``source`` are the base's. With ``config`` (a training run) factors are stored as
     trained and PEFT applies the scale; without it (a decoded update) the scale is folded in and
-    ``lora_alpha == r``. ``seed`` of A is recorded beside.
+    ``lora_alpha == r``. ``seed`` of A is recorded beside. ``gains``: the LayerScale (out,) that a
+    DINOv2 base has folded into its weights; the update is written as Dinov2Model has it, before
+    that scale and by its names (outputs of scale 0 are of no effect, and written as 0).
 
     PEFT knows no rank 0 and no adapter without a layer. So layers of rank 0 are left out, and where
     all are of rank 0 they are written with one rank of zeros. Raises SolarError for an adapter that
@@ -57,6 +62,8 @@ def write(
             k: (np.zeros((len(b), 1)), np.zeros((1, a.shape[1])), 1.0)
             for k, (b, a, _) in adapter.pairs.items()
         }
+    if gains:
+        pairs = {dinov2_module(k): _before(gains.get(k), pair) for k, pair in pairs.items()}
     if not pairs:
         raise SolarError(
             f"the update for {folder} names no layer, and PEFT loads no adapter without one"
@@ -105,3 +112,11 @@ def write(
     path = folder / "adapter_model.safetensors"
     write_whole(path, save_safetensors(tensors, {"format": "pt"}))
     return path
+
+
+def _before(gain: np.ndarray | None, pair: tuple) -> tuple:
+    """Factors and scale before LayerScale multiplies what they add."""
+    if gain is None:
+        return pair
+    b, a, scale = pair
+    return np.divide(b, gain[:, None], out=np.zeros_like(b), where=gain[:, None] != 0), a, scale

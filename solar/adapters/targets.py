@@ -26,7 +26,8 @@ def select(
     """Names of the projections that ``targets`` picks, sorted; ``exclude`` lists fully trained
     modules.
 
-    Raises SolarError where nothing matches or one entry of a list matches nothing.
+    Raises SolarError where nothing matches, one entry of a list matches nothing, or a regular
+    expression is none.
     """
     names = sorted(linears)
     free = [n for n in names if not any(within(n, module) for module in exclude)]
@@ -34,7 +35,7 @@ def select(
         if targets == "all-linear":
             chosen = [n for n in free if n.rsplit(".", 1)[-1] not in OUTPUT_HEADS]
         else:
-            chosen = [n for n in free if re.fullmatch(targets, n)]
+            chosen = [n for n in free if matched(targets, n)]
         unmatched = [] if chosen else [targets]
     else:
         chosen = [n for n in free if any(n == t or n.endswith("." + t) for t in targets)]
@@ -59,6 +60,17 @@ def usual_names(family: str, names: Iterable[str]) -> tuple[str, ...]:
     return select(names, DEFAULTS[family])
 
 
+def matched(pattern: str, name: str) -> bool:
+    """Whether a regular expression is the whole of `name`. Raises SolarError where it is none."""
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise SolarError(
+            f"{pattern!r} is no regular expression ({error}); name modules in a list, or write "
+            "what comes before a name as .*"
+        ) from error
+
+
 def within(name: str, module: str) -> bool:
     """Whether ``name`` is the module called ``module`` (its whole name or its last parts) or lies
     in it.
@@ -68,10 +80,10 @@ def within(name: str, module: str) -> bool:
 
 def by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
     """The first pattern's value that matches the end of ``name``, as PEFT's rank_pattern,
-    alpha_pattern.
+    alpha_pattern. Raises SolarError for a pattern that is no regular expression.
     """
     for pattern, value in patterns.items():
-        if re.match(at_end(pattern), name):
+        if matched(at_end(pattern), name):
             return value
     return default
 

@@ -72,6 +72,14 @@ def remember(cache: Cache, layer: int, keys: Array, values: Array, start: Array)
     )
 
 
-def attend(query: Array, keys: Array, values: Array, visible: Array) -> Array:
-    """Softmax attention in float32; query (B, T, heads, d), keys and values (B, S, kv_heads, d)."""
-    return jax.nn.dot_product_attention(query, keys, values, mask=visible)
+def attend(query: Array, keys: Array, values: Array, visible: Array | None = None) -> Array:
+    """Softmax attention in float32 or, of float64, in that; query (B, T, heads, d), keys and values
+    (B, S, kv_heads, d)."""
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, keys, values, mask=visible)
+    # JAX's own has its softmax in float32 whatever it is given.
+    keys, values = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (keys, values))
+    logits = jnp.einsum("bthd,bshd->bhts", query, keys) / query.shape[-1] ** 0.5
+    least = jnp.finfo(logits.dtype).min  # not infinite: padding sees nothing at all
+    chance = jax.nn.softmax(logits if visible is None else jnp.where(visible, logits, least))
+    return jnp.einsum("bhts,bshd->bthd", chance, values)

@@ -53,6 +53,10 @@ class GPT2Config:
                 raise SolarError(
                     f"GPT-2 with {flag}=true is not supported; use a checkpoint without it"
                 )
+        if not config.get("scale_attn_weights", True):
+            raise SolarError(
+                "GPT-2 with scale_attn_weights=false is not supported; use a checkpoint without it"
+            )
         fields = {
             k: config[k]
             for k in cls.__dataclass_fields__

@@ -13,6 +13,12 @@ from flax import nnx
 from jax import Array
 
 
+def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+    """What is computed with care even where the compute dtype is narrow, and stays exact where it
+    is float64: frames are measured in that, so that any processor finds the same."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 class Linear(nnx.Module):
     """``y = x W^T + b``, plus a low-rank update where one was attached."""
 
@@ -63,7 +69,7 @@ class Embedding(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation, computed in float32 whatever the compute dtype."""
+    """Layer normalisation, computed in float32 or, of float64, in that."""
 
     def __init__(self, width: int, eps: float):
         self.weight = nnx.Param(jnp.ones((width,)))
@@ -71,20 +77,20 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        h = x.astype(jnp.float32)
+        h = x.astype(at_least_float32(x.dtype))
         h = h - h.mean(-1, keepdims=True)
         h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + self.eps)
         return (h * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation, computed in float32 whatever the compute dtype."""
+    """Root-mean-square normalisation, computed in float32 or, of float64, in that."""
 
     def __init__(self, width: int, eps: float):
         self.weight = nnx.Param(jnp.ones((width,)))
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        h = x.astype(jnp.float32)
+        h = x.astype(at_least_float32(x.dtype))
         h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + self.eps)
         return (self.weight[...] * h).astype(x.dtype)

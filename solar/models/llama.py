@@ -16,7 +16,7 @@ from jax import Array
 
 from solar.errors import SolarError
 from solar.models.attention import Cache, Span, attend, empty_cache, remember, span
-from solar.models.linear import Embedding, Linear, RMSNorm
+from solar.models.linear import Embedding, Linear, RMSNorm, at_least_float32
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class LlamaConfig:
         return cls(**fields)
 
 
-def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Rotary frequencies (head_dim / 2,) float32 in radians a position."""
-    steps = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    freq = (1.0 / np.float32(config.rope_theta) ** steps).astype(np.float32)
+def inverse_frequencies(config: LlamaConfig, dtype: type = np.float32) -> np.ndarray:
+    """Rotary frequencies (head_dim / 2,) in radians a position, computed in `dtype`."""
+    steps = np.arange(0, config.head_dim, 2, dtype=dtype) / dtype(config.head_dim)
+    freq = (1.0 / dtype(config.rope_theta) ** steps).astype(dtype)
     scaling = config.rope_scaling
     if scaling is None:
         return freq
@@ -99,14 +99,14 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     # 0 where a wavelength is too long for the original context (slowed), 1 where short (kept).
     blend = np.clip((length * freq / (2 * math.pi) - low) / (high - low), 0.0, 1.0)
-    return (blend * freq + (1 - blend) * freq / scaling.factor).astype(np.float32)
+    return (blend * freq + (1 - blend) * freq / scaling.factor).astype(dtype)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary embedding of x (B, T, heads, d) in rotate-half order; cos and sin are (B, T, 1, d /
     2).
     """
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    a, b = jnp.split(x.astype(at_least_float32(x.dtype)), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
@@ -181,7 +181,8 @@ class Llama(nnx.Module):
         """
         config, tower = self.config, self.model
         place = span(mask, cache)
-        angle = place.positions[..., None, None] * jnp.asarray(inverse_frequencies(config))
+        wide = at_least_float32(config.dtype)
+        angle = place.positions[..., None, None] * inverse_frequencies(config, wide.type)
         turn = (jnp.cos(angle), jnp.sin(angle))
         x = tower.embed_tokens(tokens, jnp.dtype(config.dtype))
         for layer, block in enumerate(tower.layers):

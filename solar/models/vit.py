@@ -15,7 +15,8 @@ from flax import nnx
 from jax import Array
 
 from solar.errors import SolarError
-from solar.models.linear import LayerNorm, Linear
+from solar.models.attention import attend
+from solar.models.linear import LayerNorm, Linear, at_least_float32
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class ViTConfig:
         if config.get("hidden_act", "gelu") != "gelu":
             raise SolarError(
                 f"ViT with hidden_act={config['hidden_act']!r} is not supported; use 'gelu'"
+            )
+        if type(config.get("image_size", 0)) is not int:
+            raise SolarError(
+                f"ViT with image_size={config['image_size']!r} is not supported; use a square"
             )
         fields = {
             k: config[k]
@@ -146,7 +151,7 @@ class Attention(nnx.Module):
             proj(x).reshape(*x.shape[:2], self.heads, -1)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.o_proj(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        return self.o_proj(attend(q, k, v).reshape(x.shape))
 
 
 class MLP(nnx.Module):
@@ -189,12 +194,13 @@ class ViT(nnx.Module):
             self.classifier = Linear(config.hidden_size, config.num_labels)
 
     def __call__(self, pixels: Array) -> Array:
-        """pixels (B, channels, H, W), normalised -> float32 logits (B, num_labels), or features (B,
-        width).
+        """pixels (B, channels, H, W), normalised -> logits (B, num_labels), or features (B, width),
+        float32 or, where that is the compute dtype, float64.
         """
         x = self.vit.embeddings(pixels.astype(jnp.dtype(self.config.dtype)))
         for block in self.vit.layers:
             x = (jax.checkpoint(lambda x, block=block: block(x)) if self.config.remat else block)(x)
         x = self.vit.layernorm(x)
         pooled = x[:, 0] if self.config.pool == "cls" else x[:, 1:].mean(1)
-        return (self.classifier(pooled) if self.config.num_labels else pooled).astype(jnp.float32)
+        found = self.classifier(pooled) if self.config.num_labels else pooled
+        return found.astype(at_least_float32(found.dtype))

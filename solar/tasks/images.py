@@ -23,18 +23,28 @@ _NO_IMAGE = (
 )  # fmt: skip
 
 
+def in_colour(image: Image.Image) -> Image.Image:
+    """RGB of 8 bits. Pillow clips grey values of 16 bits at 255; here they keep their upper 8."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise ValueError("its grey values take more than 16 bits")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def read_image(value: Any, name: str) -> Image.Image:
     """Decode one cell of an image column to RGB. Raises SolarError for what is no image."""
     try:
         if isinstance(value, np.ndarray):
-            return Image.fromarray(value).convert("RGB")
+            return in_colour(Image.fromarray(value))
         if isinstance(value, Image.Image):
-            return value.convert("RGB")
+            return in_colour(value)
         if isinstance(value, Mapping):  # the undecoded form of a `datasets` image
             value = value.get("bytes") or value.get("path")
         source = io.BytesIO(value) if isinstance(value, bytes) else Path(value)
         with Image.open(source) as opened:
-            return opened.convert("RGB")
+            return in_colour(opened)
     except _NO_IMAGE as error:
         shown = value if isinstance(value, (str, Path)) else type(value).__name__
         raise SolarError(f"task {name}: {shown} is not a readable image ({error})") from error

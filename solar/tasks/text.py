@@ -59,9 +59,11 @@ def template_for(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], str
 
 
 def fill(template: str, row: Mapping[str, Any], name: str) -> str:
-    """The template with the row's values. Raises SolarError naming a column that is not there."""
+    """The template with the row's values, nothing where one is None. Raises SolarError naming a
+    column that is not there."""
     try:
-        return template.format_map({column: row[column] for column in columns_of(template)})
+        found = {column: row[column] for column in columns_of(template)}
+        return template.format_map({k: "" if v is None else v for k, v in found.items()})
     except KeyError as missing:
         raise SolarError(
             f"task {name}: no column {missing} in the data, it has {', '.join(map(str, row))}: "
@@ -171,7 +173,7 @@ def class_index(
         value = row[column]
         if source.classes is not None and isinstance(value, (int, np.integer)):
             value = source.classes[value] if 0 <= value < len(source.classes) else f"number {value}"
-        if str(value) not in index:
+        if value is None or str(value) not in index:
             raise SolarError(
                 f"task {name}: a row has the label '{value}', classes are "
                 f"{', '.join(names)[:120]}: set labels, or choose a split that has labels"
@@ -189,7 +191,7 @@ def class_names(config: Mapping[str, Any], source: Source) -> tuple[str, ...]:
         return source.classes
     found: set[str] = set()
     for rows in source.splits.values():
-        found |= {str(row["label"]) for row in rows if "label" in row}
+        found |= {str(row["label"]) for row in rows if row.get("label") is not None}
     if len(found) < 2 or len(found) > 1000:
         raise SolarError(
             f"task {config['name']}: {len(found)} distinct labels in {source.origin}: set labels"

@@ -8,7 +8,7 @@ config, float32 leaves by name and, for text, a tokenizer.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from solar.models.llama import LlamaConfig
 from solar.models.structure import Config, structure
 from solar.models.vit import ViTConfig
 from solar.weights import checkpoint, gguf, gguf_tokenizer, names, tiny
-from solar.weights.layouts import fit
+from solar.weights.layouts import fit, layer_scales
 from solar.weights.locate import contents, locate
 
 CONFIGS = {"gpt2": GPT2Config, "llama": LlamaConfig, "vit": ViTConfig}
@@ -29,10 +29,13 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
 @dataclass(frozen=True)
 class Base:
     """A foundation model at rest. ``params`` holds float32 (or bfloat16) arrays under checkpoint
-    names.
+    names, ``gains`` the LayerScale (out,) that was multiplied into each projection of a DINOv2.
     """
 
     source: str
@@ -41,6 +44,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase | None = None
     image_mean: tuple[float, ...] = HALF[0]
     image_std: tuple[float, ...] = HALF[1]
+    gains: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -54,8 +58,9 @@ def load(spec: str, **overrides) -> Base:
     Raises SolarError, in one line, where the spec names nothing readable or the weights do not fit.
     """
     if spec.startswith("tiny:"):
-        config, leaves, tokenizer = tiny.read(spec.removeprefix("tiny:"))
-        return Base(spec, adjust(config, overrides), leaves, tokenizer)
+        own, leaves, tokenizer = tiny.read(spec.removeprefix("tiny:"))
+        config = adjust(own, overrides)
+        return Base(spec, config, fit(config, leaves, spec), tokenizer)
     path = locate(spec)
     raw, table = contents(path, spec)
     extra, kind = {}, raw["model_type"]
@@ -63,10 +68,17 @@ def load(spec: str, **overrides) -> Base:
         extra["tokenizer"] = gguf_tokenizer.read_tokenizer(gguf.open_gguf(path))
     elif any((path / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         extra["tokenizer"] = read_tokenizer(path)
-    config = adjust(FAMILIES[kind].from_hf(raw), overrides)
+    try:
+        config = FAMILIES[kind].from_hf(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SolarError(
+            f"the config of {spec} is no {kind}'s ({type(error).__name__}: {error}); fetch it again"
+        ) from error
+    config = adjust(config, overrides)
     if config.family == "vit":
         extra["image_mean"], extra["image_std"] = image_statistics(path, kind)
     tensors = {name: stored.read() for name, stored in table.items()}
+    extra["gains"] = layer_scales(config.family, tensors)
     return Base(spec, config, fit(config, tensors, spec), **extra)
 
 
@@ -83,14 +95,21 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def adjust(config: Config, overrides: Mapping) -> Config:
     """``config`` with the overrides that are not None; raises SolarError for a field it does not
-    have.
+    have, a dtype that is none of a model, and an image size that patches do not fill.
     """
     known = {k: v for k, v in overrides.items() if v is not None}
     if unknown := sorted(known.keys() - config.__dataclass_fields__.keys()):
         raise SolarError(
             f"{config.family} has no option {unknown[0]!r}; remove it from the model config"
         )
-    return replace(config, **known)
+    config = replace(config, **known)
+    if config.dtype not in DTYPES:
+        raise SolarError(f"dtype {config.dtype!r} is unknown; use {', '.join(DTYPES)}")
+    if config.family == "vit" and (config.image_size < 1 or config.image_size % config.patch_size):
+        raise SolarError(
+            f"image_size {config.image_size} is no multiple of the patches' {config.patch_size}"
+        )
+    return config
 
 
 def image_statistics(path: Path, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

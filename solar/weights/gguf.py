@@ -171,7 +171,7 @@ def walk(data: mmap.mmap) -> Header:
 
 def read_config(header: Header) -> dict:
     """The file's metadata as the dictionary of a Hugging Face ``config.json``; raises SolarError
-    for what is no plain LLaMA.
+    for what is no plain LLaMA, or lacks a size.
     """
     fields = header.fields
     kind = fields.get("general.architecture")
@@ -187,6 +187,10 @@ def read_config(header: Header) -> dict:
         raise SolarError(
             "this GGUF scales its rotary positions; use the Hugging Face directory instead"
         )
+    needed = ("embedding_length", "feed_forward_length", "block_count", "attention.head_count",
+              "context_length", "attention.layer_norm_rms_epsilon")  # fmt: skip
+    if lacking := [name for name in needed if get(name) is None]:
+        raise SolarError(f"this GGUF lacks llama.{lacking[0]}; fetch the file again")
     return {
         "model_type": "llama",
         "vocab_size": len(fields.get("tokenizer.ggml.tokens", ())),

@@ -79,14 +79,13 @@ def locate(spec: str) -> Path:
 def fetch_hub(name: str) -> Path:
     """The local snapshot of a hub repository, its weights and tokenizer only."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     offline = os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("SOLAR_OFFLINE") == "1"
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        patterns = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.model", "*.txt"]
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except Exception as error:  # the hub's own, HTTP's and a proxy's have nothing in common
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise SolarError(
             f"{name} is not here and could not be fetched from the hub ({reason}); check the name "
             f"and the network, or run `hf download {name}` where there is one and give its folder"

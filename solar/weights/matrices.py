@@ -71,6 +71,12 @@ class Matrices(Mapping):
         self.source, self.family, self._found = source, family, dict(found)
         self.shapes: Mapping[str, tuple[int, int]] = {k: m.shape for k, m in self._found.items()}
 
+    @property
+    def gains(self) -> dict[str, np.ndarray]:
+        """The LayerScale (out,) float32 that is folded into a weight, of those that have one."""
+        found = {k: m.gain for k, m in self._found.items() if m.gain is not None}
+        return {k: np.asarray(gain.read(), np.float32) for k, gain in found.items()}
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self._found[name].read()
 

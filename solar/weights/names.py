@@ -10,6 +10,7 @@ import re
 # The ``model_type`` of a config.json, and the family that reads it.
 FAMILIES = {"gpt2": "gpt2", "llama": "llama", "vit": "vit", "dinov2": "vit"}
 VIT_RENAMES = (
+    (r"^dinov2\.", "vit."),
     (r"^(embeddings|encoder|layernorm|layers)\b", r"vit.\1"),
     (r"^vit\.encoder\.layer\.(\d+)\.", r"vit.layers.\1."),
     (r"\.attention\.attention\.(query|key|value)\.", lambda m: f".attention.{m[1][0]}_proj."),
@@ -38,6 +39,11 @@ def rename(family: str, name: str) -> str:
 def rename_module(family: str, name: str) -> str:
     """:func:`rename` for the path of a module, which ends without the name of a tensor."""
     return rename(family, name + ".").removesuffix(".")
+
+
+def dinov2_module(name: str) -> str:
+    """What Dinov2Model of ``transformers`` 5 calls a projection of the model's name ``name``."""
+    return re.sub(r"^vit\.layers\.", "encoder.layer.", name)
 
 
 def scaled_module(name: str) -> str | None:
