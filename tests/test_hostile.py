@@ -297,7 +297,7 @@ def test_expand_replaces_a_file_and_a_link(expanded):
 def test_a_failed_expand_leaves_the_old_directory(expanded, monkeypatch, error):
     before = _tree(expanded.folder)
 
-    def halfway(folder, *rest):
+    def halfway(folder, *rest, **more):
         folder.mkdir()
         (folder / "adapter_config.json").write_text("{")
         raise error

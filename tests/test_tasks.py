@@ -601,6 +601,8 @@ def test_grey_of_16_bits_keeps_its_steps(kind, tmp_path):
         found = np.asarray(read_image(given, "own"))
         assert found.shape == (64, 64, 3)
         np.testing.assert_array_equal(found[..., 0], ramp >> 8)
+    small = ramp.astype(np.int32) >> 8
+    np.testing.assert_array_equal(np.asarray(read_image(small, "own"))[..., 0], small)
     with pytest.raises(SolarError, match="is not a readable image .its grey values take more"):
         read_image(ramp.astype(np.int32) * 2, "own")
 

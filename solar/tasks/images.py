@@ -24,12 +24,14 @@ _NO_IMAGE = (
 
 
 def in_colour(image: Image.Image) -> Image.Image:
-    """RGB of 8 bits. Pillow clips grey values of 16 bits at 255; here they keep their upper 8."""
+    """RGB of 8 bits. Pillow clips grey values of 16 bits at 255; here they keep their upper 8 (of
+    whole numbers in 32 bits only where one is above 255)."""
     if image.mode.startswith("I"):
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 0xFFFF:
             raise ValueError("its grey values take more than 16 bits")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
+        small = image.mode == "I" and grey.max() <= 0xFF
+        image = Image.fromarray((grey if small else grey >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
