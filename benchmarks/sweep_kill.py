@@ -6,8 +6,8 @@
 The sweep runs in two folders of DIR, each with scores of its own (and, where SOLAR_CACHE has none,
 adapters and bases of its own). In one it is left alone; in the other it gets SIGKILL, each time
 once another share of the points is there and a random time has passed. Then the same command runs
-to its end. Exit status 1 where the two tables differ in any digit, or the sweep
-ended before it had been killed as often as asked.
+to its end. Exit status 1 where the two tables differ in any digit, or the sweep ended before it had
+been killed as often as asked.
 """
 
 import argparse

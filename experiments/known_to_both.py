@@ -28,6 +28,7 @@ from rich.table import Table
 from experiments import csv_file
 from experiments.compare import shrink
 from experiments.finetune import Setup, adapter_config, finetune, prepare
+from experiments.kinds import kinds
 from experiments.program import main, numbers
 from solar import frame_store
 from solar.adapters import lora, peft_io
@@ -117,11 +118,11 @@ def _started(
 
 def _neighbours(shapes: Mapping[str, tuple]) -> dict[str, str]:
     """The next layer of the same kind and shape, of the last one the first."""
-    kinds: dict[tuple, list[str]] = {}
-    for name, shape in shapes.items():
-        kinds.setdefault((shape, name.rpartition(".")[2]), []).append(name)
+    alike: dict[tuple, list[str]] = {}
+    for name, (_, kind) in kinds(shapes).items():
+        alike.setdefault((shapes[name], kind), []).append(name)
     return {
-        own: other for k in kinds.values() for own, other in zip(k, [*k[1:], k[0]], strict=True)
+        own: other for k in alike.values() for own, other in zip(k, [*k[1:], k[0]], strict=True)
     }
 
 

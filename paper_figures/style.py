@@ -1,9 +1,9 @@
 """The look of every figure: sizes, fonts, and one fixed colour and marker per code.
 
 Colours are Okabe and Ito's, which stay apart for colour-blind readers. No two series rely on colour
-alone: each has its own marker and line, so the figure also reads in grey (of more than six lines
-of the paper's form the looks repeat). Figures are drawn at the
-width at which they are printed, so no text shrinks on the page.
+alone: each has its own marker and line, so the figure also reads in grey (of more than six lines of
+the paper's form the looks repeat). Figures are drawn at the width at which they are printed, so no
+text shrinks on the page.
 """
 
 import os

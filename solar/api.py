@@ -305,15 +305,16 @@ def limit(adapter: str | os.PathLike, base: str | None = None) -> dict[str, Any]
     from solar.codec.limit import rate_distortion
     from solar.weights.matrices import open_matrices
 
-    read = directory.read(adapter) if base is None else None
-    if read is None:
+    if base is not None:
         weights = open_matrices(base)
         read = directory.read_for(adapter, weights.family, weights.shapes, gains=weights.gains)
-    elif read.wide:
-        raise SolarError(
-            f"layers of {adapter} share one factor, of which each takes what its inputs are; "
-            "name the base of which they are layers"
-        )
+    else:
+        read = directory.read(adapter)
+        if read.wide:
+            raise SolarError(
+                f"layers of {adapter} share one factor, of which each takes what its inputs are; "
+                "name the base of which they are layers"
+            )
     points = rate_distortion(canonical(read.pairs))
     size = sum(f.stat().st_size for f in Path(adapter).glob("*.safetensors"))
     return {

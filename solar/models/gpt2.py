@@ -48,15 +48,16 @@ class GPT2Config:
                 f"GPT-2 with activation_function={config['activation_function']!r} is not "
                 "supported; use a checkpoint with 'gelu_new'"
             )
-        for flag in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):
-            if config.get(flag):
+        for flag, built in (
+            ("scale_attn_by_inverse_layer_idx", False),
+            ("reorder_and_upcast_attn", False),
+            ("scale_attn_weights", True),
+        ):
+            if bool(config.get(flag, built)) != built:
                 raise SolarError(
-                    f"GPT-2 with {flag}=true is not supported; use a checkpoint without it"
+                    f"GPT-2 with {flag}={'false' if built else 'true'} is not supported; "
+                    "use a checkpoint without it"
                 )
-        if not config.get("scale_attn_weights", True):
-            raise SolarError(
-                "GPT-2 with scale_attn_weights=false is not supported; use a checkpoint without it"
-            )
         fields = {
             k: config[k]
             for k in cls.__dataclass_fields__

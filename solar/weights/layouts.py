@@ -13,8 +13,6 @@ from solar.weights.names import UNUSED, rename, scaled_module
 def layer_scales(family: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """DINOv2's LayerScale vectors (out,) float32 of a checkpoint, by the projections before them;
     none of another model."""
-    if family != "vit":
-        return {}
     named = {scaled_module(rename(family, name)): tensor for name, tensor in tensors.items()}
     return {k: np.asarray(v, np.float32) for k, v in named.items() if k}
 
